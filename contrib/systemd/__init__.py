@@ -1,0 +1,1 @@
+"""The systemd units that `kaged systemd` writes; installed as kagedb.systemd."""
