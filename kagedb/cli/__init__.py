@@ -1,0 +1,1 @@
+"""The `kaged` command."""

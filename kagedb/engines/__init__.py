@@ -1,0 +1,20 @@
+"""Everything that only one engine knows. Nothing outside this folder asks which engine it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from .engine import Engine
+
+
+def open_engine(settings: Settings, *, read_only: bool = False) -> Engine:
+    """The engine for `settings.url`; only its own module is imported."""
+    if settings.url.scheme == "sqlite":
+        from .sqlite import SqliteEngine
+
+        return SqliteEngine(settings, read_only=read_only)
+    from .postgres import PostgresEngine
+
+    return PostgresEngine(settings, read_only=read_only)

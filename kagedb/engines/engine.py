@@ -1,0 +1,165 @@
+"""The small interface behind which the engines stand. Nothing above this folder asks which one it is.
+
+An engine is one store at one place: its database (a Peewee database with the words of transactions.py), the locks
+between processes, its catalogue, and the few whole-store operations that only it knows how to do.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from .transactions import StoreDatabase
+
+HISTORY_TABLE = "schema_migration"
+"""The table of applied migrations; a place that has it is a kaged store."""
+
+STARTER_WAIT_SECONDS = 600.0
+"""How long a starter waits for another one's migration: it copies and rewrites the whole store, minutes on a card."""
+
+USE_GRACE_SECONDS = 1.0
+"""How long `exclude` tries: another starter holds the use lock for the instant in which it reads the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock: process id (0 where it cannot be told) and what it said of itself."""
+
+    pid: int
+    description: str = ""
+
+    def __str__(self) -> str:
+        who = f"process {self.pid}" if self.pid else "another process"
+        return f"{who} ({self.description})" if self.description else who
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What `kaged status` says of a store's size and library."""
+
+    library: str
+    """Engine and version in words, e.g. "SQLite 3.46.1"."""
+    bytes_by_part: dict[str, int]
+    """Part of the store to bytes, e.g. {"database": ..., "wal": ...}."""
+    warnings: list[str] = field(default_factory=list)
+    """What the operator should know of this library or place; each says what mends it."""
+
+
+class Engine(ABC):
+    """One store at one place. Made by `engines.open_engine`; nothing is touched before `open`."""
+
+    name: ClassVar[str]
+    database: StoreDatabase
+
+    def __init__(self, settings: Settings, *, read_only: bool) -> None:
+        self.settings = settings
+        self.read_only = read_only
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the store is, for people; never with a secret."""
+
+    @abstractmethod
+    def open(self, *, create: bool) -> None:
+        """Check the place and make ready to connect; with `create`, a missing store may be made by `change_schema`.
+
+        Raises StorageNotFound where there is none and none may be made, StorageForbidden, StorageCorrupt.
+        """
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is a store at the place, of whatever schema."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close every connection of this process and give back every lock."""
+
+    # Forks (forks.py).
+
+    @abstractmethod
+    def before_fork(self) -> None: ...
+
+    @abstractmethod
+    def after_fork_in_parent(self) -> None: ...
+
+    @abstractmethod
+    def after_fork_in_child(self) -> None: ...
+
+    # Locks between processes. They end with the process, however it dies.
+
+    @abstractmethod
+    def share(self) -> None:
+        """Take the use lock, shared. Waits for a migration; raises StorageInUse where a restore holds the store."""
+
+    @abstractmethod
+    def unshare(self) -> None: ...
+
+    @abstractmethod
+    def exclude(self) -> None:
+        """Make the shared use lock exclusive. Raises StorageInUse, saying who has the store open."""
+
+    @abstractmethod
+    def readmit(self) -> None:
+        """Make the exclusive use lock shared again."""
+
+    @abstractmethod
+    def starters_line(self) -> AbstractContextManager[None]:
+        """Where starters that found an old schema wait for each other."""
+
+    @abstractmethod
+    def own(self, description: str) -> None:
+        """Become the one owner (the daemon). Raises StorageInUse, saying who owns the store."""
+
+    @abstractmethod
+    def owner(self) -> Holder | None:
+        """Who owns the store, other than this process."""
+
+    # The catalogue.
+
+    @abstractmethod
+    def tables(self) -> list[str]:
+        """The store's tables, sorted by name."""
+
+    @abstractmethod
+    def catalogue(self) -> list[str]:
+        """The schema as sorted lines: columns, types, collations, keys, indexes, constraints, triggers and their state.
+
+        Two stores of one engine have the same lines when, and only when, they have the same schema.
+        """
+
+    @abstractmethod
+    def change_schema(self, work: Callable[[], None]) -> None:
+        """Run `work` in one transaction in which the schema may change; all of it or nothing.
+
+        A store that is not there yet is made whole or not at all. Raises what `work` raises, MigrationFailed where it
+        leaves a dangling reference.
+        """
+
+    # Whole-store words.
+
+    @abstractmethod
+    def figures(self) -> Figures: ...
+
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """Bytes of the store on its disk, about."""
+
+    @abstractmethod
+    def copy_aside(self, directory: Path) -> Path:
+        """A verified copy of the whole store, from one snapshot, under a new name in `directory`. Gives its path."""
+
+    @abstractmethod
+    def require_space(self) -> None:
+        """Raises StorageFull where the disk of the store has not enough room to rewrite it once."""
+
+    @abstractmethod
+    def missing_marks(self) -> list[str]:
+        """What a store reloaded from a dump has lost: application id, auto_vacuum and the like."""
+

@@ -1,0 +1,67 @@
+"""What kind of statement a text of SQL is: does it read, write, control a transaction, or need to stand alone.
+
+Only the database classes of this folder ask. Unsure means "writes": a read that takes the writer lock is slow, a
+write that does not take it can lose data.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+
+
+class Kind(enum.Enum):
+    READ = "reads"
+    WRITE = "writes"
+    ALONE = "writes, but cannot run inside a transaction"
+    CONTROL = "begins or ends a transaction"
+
+
+_LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/|[;(])*", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z]+")
+_WRITING_WORD = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE|MERGE|INTO|NEXTVAL|SETVAL)\b", re.IGNORECASE)
+
+_CONTROL = frozenset({"BEGIN", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "START", "PREPARE"})
+_ALONE = frozenset({"VACUUM", "ATTACH", "DETACH", "CHECKPOINT"})
+# Pragmas that only look; all others may write, to the file or to how the connection writes.
+_READING_PRAGMA = re.compile(
+    r"PRAGMA\s+(?:\w+\.)?(?:"
+    r"(?:table_info|table_xinfo|table_list|index_list|index_info|index_xinfo|foreign_key_list|foreign_key_check"
+    r"|integrity_check|quick_check|compile_options|database_list|collation_list|function_list|freelist_count"
+    r"|page_count|data_version)\b(?!\s*=)"
+    r"|(?:page_size|auto_vacuum|journal_mode|synchronous|foreign_keys|busy_timeout|cache_size|mmap_size"
+    r"|journal_size_limit|wal_autocheckpoint|application_id|user_version|encoding|query_only|secure_delete"
+    r"|schema_version)\s*;?\s*\Z)",
+    re.IGNORECASE,
+)
+
+
+@functools.lru_cache(maxsize=512)
+def classify(sql: str) -> Kind:
+    """The kind of the first statement in `sql`; comments and brackets before it are skipped."""
+    start = _LEADING.match(sql)
+    text = sql[start.end() :] if start else sql
+    found = _WORD.match(text)
+    word = found.group().upper() if found else ""
+    if word in ("SELECT", "VALUES", "WITH", "EXPLAIN", "SHOW", "TABLE"):
+        # SELECT ... INTO, data-modifying WITH, EXPLAIN ANALYZE of a write: the word anywhere is enough to be careful.
+        return Kind.WRITE if word in ("WITH", "EXPLAIN", "SELECT") and _writes(text, word) else Kind.READ
+    if word == "PRAGMA":
+        return Kind.READ if _READING_PRAGMA.match(text) else Kind.ALONE
+    if word in _CONTROL:
+        return Kind.CONTROL
+    if word in _ALONE:
+        return Kind.ALONE
+    return Kind.WRITE
+
+
+def _writes(text: str, word: str) -> bool:
+    if word == "SELECT":
+        # Names are quoted in what Peewee renders, so an unquoted INTO or a sequence call is the only way to write.
+        return re.search(r"\b(?:INTO|NEXTVAL|SETVAL)\b", _without_quoted(text), re.IGNORECASE) is not None
+    return _WRITING_WORD.search(_without_quoted(text)) is not None
+
+
+def _without_quoted(text: str) -> str:
+    return re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", "''", text)
