@@ -26,7 +26,10 @@ NAME_CHARACTERS = 200
 TITLE_CHARACTERS = 1_000
 """Longest one-line text: titles, messages, reasons, errors are cut by nobody, so they are bounded."""
 
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What would break a line, or be taken as a command by the terminal that shows it."""
+_OUTSIDE_PATHS = re.compile('["\\\\\x00-\x1f]')
+"""What JSON text writes as an escape, and so what SQLite's paths, which compare with the text, cannot say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,20 @@ class NameField(TextField):
 class JSONField(_Checked):
     """A JSON value, stored as compact text exactly as it was made here; keys keep their order.
 
-    Python's None is SQL's NULL. Values are checked before they are written (`encode_json`).
+    Values are checked before they are written (`encode_json`). Python's None is SQL's NULL where the column takes
+    that, else JSON's null. A comparison other than with None raises InvalidValue: PostgreSQL has none for JSON.
     """
 
     field_type = "JSON_TEXT"
+
+    def db_value(self, value: Any) -> Any:
+        return None if value is None and self.null else self.check(value)
+
+    def check_object(self, value: Any) -> str:
+        """`check` for a column that holds JSON objects alone."""
+        if not isinstance(value, dict):
+            raise self.refuse(f"takes a JSON object, not {_shown(value)}", "pass a dict")
+        return self.check(value)
 
     def check(self, value: Any) -> str:
         return encode_json(value, self.label, self.limits)
@@ -151,20 +164,26 @@ class JSONField(_Checked):
     def python_value(self, value: Any) -> Any:
         return value if value is None else json.loads(value)
 
-    def _refuse_comparison(self, other: object, null: Callable[[Any], Any]) -> Any:
-        if other is None:
-            return null(self)
+
+def _json_operator(name: str) -> Callable[..., Any]:
+    plain = getattr(peewee.Field, name)
+
+    def compare(self: JSONField, *others: Any) -> Any:
+        if others == (None,) and name in ("__eq__", "__ne__"):
+            return plain(self, None)
         raise InvalidValue(
             f"{self.label} is JSON and cannot be compared", f'compare a part of it: json_text({self.name}, "key")'
         )
 
-    def __eq__(self, other: object) -> Any:
-        return self._refuse_comparison(other, lambda field: field.is_null())
+    return compare
 
-    def __ne__(self, other: object) -> Any:
-        return self._refuse_comparison(other, lambda field: field.is_null(False))
 
-    __hash__ = peewee.Field.__hash__
+_ORDERINGS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__lshift__", "in_", "not_in", "between")
+_PATTERNS = ("__mod__", "__pow__", "like", "ilike", "contains", "startswith", "endswith", "regexp", "iregexp")
+
+for _name in (*_ORDERINGS, *_PATTERNS):
+    setattr(JSONField, _name, _json_operator(_name))
+JSONField.__hash__ = peewee.Field.__hash__
 
 
 class BlobField(peewee.BlobField):  # type: ignore[misc]
@@ -195,7 +214,7 @@ def check_text(value: str, label: str) -> None:
     """
     if "\x00" in value:
         raise InvalidValue(f"{label} holds a NUL character", "keep bytes with NUL as an attachment (run.attach)")
-    if not value.isascii():
+    if not value.isascii():  # which costs nothing: Python knows it of every string
         try:
             value.encode()
         except UnicodeEncodeError as error:
@@ -267,20 +286,24 @@ class JsonText(peewee.ColumnBase):  # type: ignore[misc]
         return ctx.sql(self.field.model._meta.database.json_text(self.field, self.keys))
 
 
-def _text_operator(name: str) -> Callable[[JsonText, Any], Any]:
+def _text_operator(name: str) -> Callable[..., Any]:
     plain = getattr(peewee.ColumnBase, name)
 
-    def compare(self: JsonText, other: Any) -> Any:
-        if other is not None and not isinstance(other, str | peewee.Node):
-            raise InvalidValue(
-                f"json_text gives text and was compared with {_shown(other)}", 'compare with text, like "5" or "true"'
-            )
-        return plain(self, other)
+    def compare(self: JsonText, *others: Any) -> Any:
+        for other in others:
+            for one in other if isinstance(other, list | tuple | set | frozenset) else (other,):
+                if one is not None and not isinstance(one, str | peewee.Node):
+                    raise InvalidValue(
+                        f"json_text gives text and was compared with {_shown(one)}", 'compare with text, like "5" or "true"'
+                    )
+                if isinstance(one, str):
+                    check_text(one, "the text that json_text was compared with")
+        return plain(self, *others)
 
     return compare
 
 
-for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
+for _name in (*_ORDERINGS, *_PATTERNS):
     setattr(JsonText, _name, _text_operator(_name))
 JsonText.__hash__ = peewee.ColumnBase.__hash__
 
@@ -292,6 +315,8 @@ def json_text(field: Any, *keys: str | int) -> JsonText:
     there. A text key goes into an object, an integer (from 0) into an array. Comparison and order are those of text.
     Raises InvalidValue for a key with a quote, a backslash or a control character, which SQLite's paths cannot say.
     """
+    if not isinstance(getattr(field, "field", field), JSONField):  # an alias of a model has aliases of its fields
+        raise InvalidValue(f"json_text looks into JSON columns, not into {_shown(field)}", "name one, like Run.input")
     if not keys:
         raise InvalidValue("json_text needs at least one key", 'write json_text(Run.input, "task")')
     for key in keys:
@@ -299,7 +324,7 @@ def json_text(field: Any, *keys: str | int) -> JsonText:
             raise InvalidValue(f"json_text takes text keys and indexes from 0, not {_shown(key)}")
         if isinstance(key, str):
             check_text(key, "a key of json_text")
-            if '"' in key or "\\" in key or _CONTROL.search(key):
+            if _OUTSIDE_PATHS.search(key):
                 raise InvalidValue(f"json_text cannot look up the key {_shown(key)}", "filter such keys in Python")
     return JsonText(field, keys)
 

@@ -11,6 +11,7 @@ import peewee
 from playhouse.migrations import Migration, Runner
 
 from .engines.engine import HISTORY_TABLE
+from .errors import MigrationFailed
 from .fields import MillisField, TextField
 from .identity import now_ms
 from .models.base import TableMaker
@@ -40,6 +41,8 @@ class ScriptRunner(Runner):  # type: ignore[misc]
 
         History._meta.set_database(database)
         self.History = History
+        # What Peewee does on SQLite where ALTER TABLE cannot: it loses STRICT, checks and triggers without a word.
+        self.migrator._update_column = _refuse_rebuild
 
     def migrations(self) -> list[Any]:
         return [
@@ -47,7 +50,7 @@ class ScriptRunner(Runner):  # type: ignore[misc]
         ]
 
     def applied(self) -> dict[str, Any]:
-        return {name: True for name in self._applied}
+        return dict.fromkeys(self._applied, True)
 
     def _run(self, name: str, module: Any, direction: str, fake: bool = False) -> None:
         # Peewee's own wraps each script in a transaction of its own; ours is around all of them.
@@ -55,3 +58,7 @@ class ScriptRunner(Runner):  # type: ignore[misc]
         self.History.insert(
             name=name, checksum=self._scripts[name].checksum, applied_at=now_ms(), version=self._version
         ).execute()
+
+
+def _refuse_rebuild(table: str, column: str, change: Any) -> None:
+    raise MigrationFailed(f"{table}.{column} cannot be changed like that on every engine", "use db.ddl.reshape")

@@ -2,28 +2,45 @@
 
 The scripts are in migrations/ (installed as kagedb.migrations), with the catalogue that they are known to give on each
 engine in migrations/catalogue/. All pending scripts run in one transaction, which is kept only if the catalogue is the
-known one.
+known one. How a script is run is in migrating.py, what it may do in engines/ddl.py.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
-from collections.abc import Callable
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import peewee
 
+from . import __version__
 from .engines.engine import HISTORY_TABLE, Engine
-from .errors import KagedError, MigrationFailed, SchemaDrift, SchemaTooNew, SchemaTooOld
+from .errors import (
+    MigrationFailed,
+    SchemaDrift,
+    SchemaTooNew,
+    SchemaTooOld,
+    StorageError,
+    StorageFull,
+    TransactionError,
+)
 from .identity import new_ulid
 from .models import AuditEvent
+from .settings import make_directory
 
 DIFFERENCES_SHOWN = 6
 """Lines of a catalogue difference in an error: enough to see what kind of thing happened."""
+
+UNFINISHED = ".part"
+"""Ends the name of a copy whose migration is not committed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +86,19 @@ def directory() -> Path:
     return Path(found.origin).parent
 
 
-@lru_cache(maxsize=8)
-def scripts(place: Path | None = None) -> tuple[Script, ...]:
+def scripts() -> list[Script]:
     """This program's scripts in their order."""
-    return tuple(
+    return [
         Script(path.stem, path, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted((place or directory()).glob("[0-9]*.py"))
-    )
+        for path in sorted(directory().glob("[0-9]*.py"))
+    ]
 
 
 def look(engine: Engine) -> Standing:
     """How the store stands: one query."""
     applied = _history(engine)
-    known = {script.name: script for script in scripts(_place)}
     done = {row.name for row in applied}
+    known = {script.name: script for script in scripts()}
     return Standing(
         applied,
         [script for script in known.values() if script.name not in done],
@@ -91,28 +107,16 @@ def look(engine: Engine) -> Standing:
     )
 
 
-_place: Path | None = None
-"""Another directory of scripts, for tests of migrations that do not exist yet."""
-
-
-def use_scripts(place: Path | None) -> None:
-    """Take the scripts from `place` instead."""
-    global _place
-    _place = place
-
-
 def _history(engine: Engine) -> list[Applied]:
-    if not engine.exists():
-        return []
+    query = f"SELECT name, checksum, applied_at, version FROM {HISTORY_TABLE} ORDER BY name"  # noqa: S608
     try:
-        cursor = engine.database.execute_sql(
-            f"SELECT name, checksum, applied_at, version FROM {HISTORY_TABLE} ORDER BY name"  # noqa: S608
-        )
-    except peewee.DatabaseError:
-        if HISTORY_TABLE in engine.tables():
+        rows = engine.database.execute_sql(query).fetchall()
+    except (peewee.DatabaseError, StorageError):
+        # Asked only now: the rule is a store that is there, and that costs one query.
+        if engine.exists():
             raise
         return []
-    return [Applied(*row) for row in cursor.fetchall()]
+    return [Applied(*row) for row in rows]
 
 
 def refuse_misfit(engine: Engine, standing: Standing) -> None:
@@ -120,13 +124,19 @@ def refuse_misfit(engine: Engine, standing: Standing) -> None:
     if standing.unknown:
         newest = standing.unknown[-1]
         raise SchemaTooNew(
-            f"the store {engine.place} has the schema {newest.name}, made by kagedb {newest.version}; this is {_version()}",
+            f"the store {engine.place} has the schema {newest.name}, made by kagedb {newest.version};"
+            f" this is {__version__}",
             f"install kagedb {newest.version} or newer",
         )
     if standing.edited:
         raise SchemaDrift(
             f"the migration {standing.edited[0]} was applied to {engine.place} with another text than it has now",
             "install the kagedb that made the store; a script is never edited after a release",
+        )
+    if standing.pending and standing.pending[0].name < standing.version:
+        raise SchemaDrift(
+            f"the store {engine.place} has the migration {standing.version}, but not {standing.pending[0].name}",
+            "install the kagedb that made the store; a release adds scripts only after the last one",
         )
 
 
@@ -137,12 +147,12 @@ def too_old(engine: Engine, standing: Standing) -> SchemaTooOld:
     )
 
 
-def ensure(engine: Engine, *, migrate: bool, copy: Callable[[Standing], Path], actor: str) -> tuple[Standing, Path | None]:
+def ensure(engine: Engine, *, migrate: bool, actor: str) -> tuple[Standing, Path | None]:
     """Share the store with its schema current: as it is, or migrated with `migrate`.
 
-    `copy` makes the copy of a store that is about to be migrated. Gives the standing found at first and the copy.
-    Raises SchemaTooOld without `migrate`, StorageInUse where the store is open elsewhere and must be migrated,
-    SchemaTooNew, SchemaDrift, MigrationFailed. On an error the store is as it was.
+    Gives the standing found at first, and the directory of the copy made before a migration. Raises SchemaTooOld
+    without `migrate`, StorageInUse where the store is open elsewhere and must be migrated, SchemaTooNew, SchemaDrift,
+    MigrationFailed, StorageFull. On an error the store is as it was.
     """
     engine.share()
     standing = look(engine)
@@ -159,59 +169,108 @@ def ensure(engine: Engine, *, migrate: bool, copy: Callable[[Standing], Path], a
         refuse_misfit(engine, standing)
         if not standing.pending:
             return standing, None
+        # Nobody can change the schema between this look and here: that needs what this process shares.
         engine.exclude()
         try:
-            kept = None
-            if standing.applied:
-                engine.require_space()
-                kept = copy(standing)
-            _apply(engine, standing, actor, kept)
+            if not standing.applied:
+                _apply(engine, standing, actor)
+                return standing, None
+            engine.require_space()
+            with _kept_copy(engine, standing) as copy:
+                _apply(engine, standing, actor)
+            return standing, copy
         finally:
             engine.readmit()
-    return standing, kept
 
 
-def _apply(engine: Engine, standing: Standing, actor: str, kept: Path | None) -> None:
+def _apply(engine: Engine, standing: Standing, actor: str) -> None:
     from .migrating import ScriptRunner
 
-    runner = ScriptRunner(engine.database, list(scripts(_place)), {row.name for row in standing.applied}, _version())
+    known = scripts()
+    runner = ScriptRunner(engine.database, known, {row.name for row in standing.applied}, __version__)
 
     def work() -> None:
         runner.up()
         differences = drift(engine)
         if differences:
-            shown = "; ".join(differences[:DIFFERENCES_SHOWN])
             raise SchemaDrift(
-                f"the migrations would leave {engine.place} with another schema than they should: {shown}",
+                f"the migrations would leave {engine.place} with another schema than they should:"
+                f" {'; '.join(differences[:DIFFERENCES_SHOWN])}",
                 "undo by hand what was changed by hand, or restore a backup, and migrate again",
             )
-        body: dict[str, Any] = {"from": standing.version, "to": scripts(_place)[-1].name, "kagedb": _version()}
+        body: dict[str, Any] = {"from": standing.version, "to": known[-1].name, "kagedb": __version__}
         if not standing.applied:
             # Two stores never have the same chain.
             body["store"] = new_ulid()
-        AuditEvent.record("store.migrated" if standing.applied else "store.created", actor=actor, body=body)
+        AuditEvent.append("store.migrated" if standing.applied else "store.created", actor=actor, body=body)
 
     try:
         engine.change_schema(work)
-    except KagedError:
-        raise
     except Exception as error:
-        left = f"; the copy made before is {kept}" if kept else ""
+        # What is the store's trouble (full, busy, away) stays what it is; all else is the script's.
+        if isinstance(error, StorageError) and not isinstance(error, MigrationFailed | TransactionError):
+            raise
         raise MigrationFailed(
-            f"the migration of {engine.place} failed and was undone: {error}", f"report it; the store is as it was{left}"
+            f"the migration of {engine.place} failed and was undone: {error}", "report it; the store is as it was"
         ) from error
+
+
+@contextmanager
+def _kept_copy(engine: Engine, standing: Standing) -> Iterator[Path]:
+    """A verified copy of the store as it is, kept if the migration in the block is. Gives the directory it is kept in.
+
+    A migration that failed has left the store as it was, and a daemon that is started again and again must not fill
+    the disk with copies.
+    """
+    backups = Path(engine.settings.backup_directory)
+    make_directory(backups)
+    # Several stores may share the directory.
+    store = hashlib.sha256(engine.place.encode()).hexdigest()[:8]
+    _settle_copies(backups, store, standing)
+    name = f"before-{standing.pending[0].name}-{store}"
+    copy = next(path for n in itertools.count(1) if not (path := backups / f"{name}-{n}").exists())
+    unfinished = copy.with_name(copy.name + UNFINISHED)
+    try:
+        try:
+            unfinished.mkdir(mode=0o700)
+            engine.copy_aside(unfinished)
+        except OSError as error:
+            kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+            raise kind(
+                f"no copy of the store could be made in {backups}: {os.strerror(error.errno or 0)}",
+                "mend that, or name another place: backup.directory",
+            ) from error
+        yield copy
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    unfinished.rename(copy)
+
+
+def _settle_copies(backups: Path, store: str, standing: Standing) -> None:
+    """See to the copies of starters that were killed: kept where their migration was committed, else removed."""
+    pending = {script.name for script in standing.pending}
+    for path in backups.glob(f"before-*-{store}-*{UNFINISHED}"):
+        script = path.name.removeprefix("before-").partition(f"-{store}-")[0]
+        if script in pending:
+            shutil.rmtree(path)
+        else:
+            path.rename(path.with_name(path.name.removesuffix(UNFINISHED)))
 
 
 def known_catalogue(engine: Engine, name: str) -> list[str]:
     """The lines that the scripts up to `name` are known to give on this engine."""
-    path = (_place or directory()) / "catalogue" / f"{name}.{engine.name}.txt"
-    return path.read_text().splitlines()
+    return catalogue_path(engine.name, name).read_text().splitlines()
+
+
+def catalogue_path(engine_name: str, name: str) -> Path:
+    return directory() / "catalogue" / f"{name}.{engine_name}.txt"
 
 
 def drift(engine: Engine, name: str = "") -> list[str]:
     """How the catalogue differs from the known one of the script `name` (the newest): empty where it does not."""
     found = engine.catalogue()
-    known = known_catalogue(engine, name or scripts(_place)[-1].name)
+    known = known_catalogue(engine, name or scripts()[-1].name)
     missing, extra = sorted(set(known) - set(found)), sorted(set(found) - set(known))
     return [f"missing: {line}" for line in missing] + [f"unknown: {line}" for line in extra]
 
@@ -219,11 +278,3 @@ def drift(engine: Engine, name: str = "") -> list[str]:
 def fingerprint(lines: list[str]) -> str:
     """One SHA-256, in hex, for a catalogue."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _version() -> str:
-    from . import __version__
-
-    return __version__
-
-

@@ -353,11 +353,11 @@ def make_directory(path: str | os.PathLike[str]) -> bool:
             try:
                 os.mkdir(level, DIRECTORY_MODE)
             except FileExistsError:
-                # Another process was faster; what it made may still have the bits of its umask.
+                # Another process was faster and sets the mode.
                 if not _is_directory(level):
                     raise
-            if os.stat(level).st_mode & DIRECTORY_MODE != DIRECTORY_MODE:
-                os.chmod(level, DIRECTORY_MODE)
+            else:
+                os.chmod(level, DIRECTORY_MODE)  # the umask may have taken the owner's bits
             _sync_directory(os.path.dirname(level))
         except OSError as error:
             raise _unreachable(level, "made", error) from error

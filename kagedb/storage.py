@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +21,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import schema
+from .audit_key import KeyFile
 from .engines import open_engine
 from .engines.engine import Engine
-from .errors import SchemaTooOld, SettingsError, StorageClosed, StorageError, TransactionError
+from .errors import SchemaTooOld, SettingsError, StorageError, TransactionError
 from .identity import raise_floor, ulid_ms
 from .models import Model
 from .models.base import Identified, bind
-from .settings import Settings, load, make_directory
+from .settings import Settings, load
 
 logger = logging.getLogger("kagedb")
 
@@ -53,6 +54,9 @@ class Storage:
         self.database = engine.database
         self.read_only = engine.read_only
         self.standing: schema.Standing | None = None
+        """How the store stood when it was opened; what was pending then has been applied, except when read only."""
+        self.kept_copy: Path | None = None
+        """Where the copy is that was made before migrating, if opening migrated an older store."""
         self._subscribers: list[Callable[[Change], Any]] = []
         self._closed = False
 
@@ -62,7 +66,9 @@ class Storage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def transaction(self, durability: str = "full") -> AbstractContextManager[Any]:
@@ -72,12 +78,10 @@ class Storage:
         never consistency); the strongest wish in a transaction wins. Raises StorageBusy after
         `storage.busy_timeout_ms`, TransactionError in another asyncio task of the thread or inside a snapshot.
         """
-        self._require_open()
         return self.database.atomic(durability)
 
     def snapshot(self) -> AbstractContextManager[Any]:
         """A consistent read across several queries; a write inside it is an error."""
-        self._require_open()
         return self.database.snapshot()
 
     def subscribe(self, callback: Callable[[Change], Any]) -> Callable[[], None]:
@@ -100,8 +104,32 @@ class Storage:
             for callback in list(self._subscribers):
                 self.database.after_commit(partial(callback, change))
 
+    def seal_mac(self, n: int, message: bytes) -> bytes | None:
+        """The MAC of a seal where the operator asked for a key; forgets the key once the seal is committed."""
+        file = self.seal_key_file()
+        key = file.load()
+        if key is None:
+            return None
+        if n < key.n:
+            raise StorageError(
+                f"the audit key {file.path} begins at seal {key.n}, beyond seal {n} of {self.engine.place}",
+                "it belongs to another store, or this one was restored: kaged audit key --new --replace",
+            )
+        self.database.after_commit(partial(file.advance, n + 1))
+        return key.at(n).mac(message)
+
+    def check_seal_key(self) -> None:
+        """Raises StorageError where there is a key that cannot be read."""
+        self.seal_key_file().load()
+
+    def seal_key_file(self) -> KeyFile:
+        return KeyFile(Path(self.settings.home))
+
     def close(self) -> None:
-        """Close the store and give back its locks. Again is harmless. Raises TransactionError inside a transaction."""
+        """Close the store and give back its locks. Again is harmless. Raises TransactionError inside a transaction.
+
+        Transactions of other threads are given `storage.busy_timeout_ms` to end; no new ones begin.
+        """
         global _current
         with _guard:
             if self._closed:
@@ -109,14 +137,13 @@ class Storage:
             if self.database.in_transaction():
                 raise TransactionError("the store cannot be closed inside a transaction", "leave the block first")
             self._closed = True
-            if _current is self:
-                _current = None
-                bind(None)
-            self.engine.close()
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StorageClosed("the store is closed", "open it again with kagedb.connect()")
+            try:
+                self.engine.close()
+            finally:
+                # Not before: other threads may be ending what they have begun.
+                if _current is self:
+                    _current = None
+                    bind(None)
 
 
 def connect(
@@ -139,7 +166,10 @@ def connect(
     if read_only and exclusive:
         raise SettingsError("a store cannot be opened both read_only and exclusive", "choose one")
     return open_storage(
-        load(url=url, mode=mode, config=config), migrate=migrate and not read_only, read_only=read_only, exclusive=exclusive
+        load(url=url, mode=mode, config=config),
+        migrate=migrate and not read_only,
+        read_only=read_only,
+        exclusive=exclusive,
     )
 
 
@@ -182,9 +212,7 @@ def current() -> Storage | None:
 def _fit(storage: Storage, migrate: bool, actor: str) -> schema.Standing:
     engine = storage.engine
     try:
-        standing, _ = schema.ensure(
-            engine, migrate=migrate, copy=partial(_copy_before_migration, engine, storage.settings), actor=actor
-        )
+        standing, storage.kept_copy = schema.ensure(engine, migrate=migrate, actor=actor)
     except SchemaTooOld:
         if not engine.read_only:
             raise
@@ -196,22 +224,18 @@ def _fit(storage: Storage, migrate: bool, actor: str) -> schema.Standing:
     return standing
 
 
-def newest_ms(engine: Engine) -> int:
-    """The time of the newest row of the store, in Unix milliseconds; 0 where it is empty. Looks at keys only."""
+def newest_ms(engine: Engine, among: Collection[str] | None = None) -> int:
+    """The time of the newest row of the store, in Unix milliseconds; 0 where it is empty. Looks at keys only.
+
+    `among` are the tables there are, for a store of an older schema.
+    """
     tables = [model._meta.table_name for model in Model.all() if issubclass(model, Identified)]
+    if among is not None:
+        tables = [table for table in tables if table in among]
     query = " UNION ALL ".join(f'SELECT MAX(id) FROM "{table}"' for table in tables)  # noqa: S608
     ids = [row[0] for row in engine.database.execute_sql(query).fetchall() if row[0] is not None]
     last = engine.database.execute_sql("SELECT at FROM audit_event ORDER BY seq DESC LIMIT 1").fetchone()
     return max([last[0] if last else 0, *(ulid_ms(id) for id in ids)])
-
-
-def _copy_before_migration(engine: Engine, settings: Settings, standing: schema.Standing) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    backups = Path(settings.backup_directory)
-    make_directory(backups)
-    target = backups / f"before-{standing.pending[0].name}-{stamp}-{os.getpid()}"
-    target.mkdir(mode=0o700)
-    return engine.copy_aside(target)
 
 
 def _description() -> str:

@@ -280,7 +280,7 @@ def _secrets_in(rest: str) -> list[str]:
     found = [meant, read]
     if meant != read or _redact(rest) == HIDDEN:
         # libpq quotes the pieces of what it misread: `invalid port number: "hunt"` for a password hunt/er.
-        found += re.split("[@:/?#&=]", meant or rest.partition(":")[2])
+        found += re.split(r"[][@:/?#&=,]", meant or rest.partition(":")[2])
     behind_secret = False
     for mark in re.finditer("[?&]", rest):
         parameter = rest[mark.end() :].partition("&")[0]

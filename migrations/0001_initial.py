@@ -1,5 +1,7 @@
 """The whole first schema: tables, indexes, guards."""
 
+from typing import Any
+
 TABLES = (
     """CREATE TABLE counter (
         name {text} NOT NULL PRIMARY KEY,
@@ -215,7 +217,8 @@ TABLES = (
     "INSERT INTO counter (name, value) VALUES ('owner_epoch', 0), ('transcript', 0)",
 )
 
-def up(migrator, db):
+
+def up(migrator: Any, db: Any) -> None:
     ddl = db.ddl
     ddl.run(*TABLES)
 
@@ -242,8 +245,8 @@ def up(migrator, db):
         "audit_event",
         "update",
         "an audit event is never changed; its body can be redacted after an audit.redacted event",
-        unless=f"{same_event} AND NEW.body = '' AND length(NEW.salt) = 0 AND EXISTS (SELECT 1 FROM audit_event"
-        " WHERE subject = 'audit_event:' || OLD.seq AND kind = 'audit.redacted')",
+        unless=f"{same_event} AND NEW.body = '' AND length(NEW.salt) = 0"  # noqa: S608
+        " AND EXISTS (SELECT 1 FROM audit_event WHERE subject = 'audit_event:' || OLD.seq AND kind = 'audit.redacted')",
     )
     ddl.guard(
         "audit_event",
@@ -259,7 +262,8 @@ def up(migrator, db):
         "insert",
         "an audit seal is appended and begins where the last one ended",
         unless="NEW.n = (SELECT COALESCE(MAX(n), 0) + 1 FROM audit_seal) AND NEW.pruned_at IS NULL"
-        " AND NEW.first_seq = (SELECT COALESCE(MAX(last_seq), 0) + 1 FROM audit_seal) AND NEW.last_seq >= NEW.first_seq",
+        " AND NEW.first_seq = (SELECT COALESCE(MAX(last_seq), 0) + 1 FROM audit_seal)"
+        " AND NEW.last_seq >= NEW.first_seq",
     )
     ddl.guard(
         "audit_seal",

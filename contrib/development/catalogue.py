@@ -1,27 +1,31 @@
-"""Write migrations/catalogue/: what the scripts give on each engine. Run after writing a new script, then read the diff.
+"""Write migrations/catalogue/: what the scripts give on each engine. Run it after writing a script, and read the diff.
 
-    python contrib/development/catalogue.py sqlite:////tmp/fresh.db postgresql:///empty_database
+python contrib/development/catalogue.py sqlite:////tmp/fresh.db postgresql:///empty_database
 """
 
+from __future__ import annotations
+
 import sys
+from pathlib import Path
 
 from kagedb import schema
-from kagedb.engines import open_engine
 from kagedb.settings import load
+from kagedb.storage import open_storage
 
 
-def main() -> None:
-    schema.drift = lambda *_: []  # there is nothing known to compare with yet
-    from kagedb.storage import open_storage
-
-    for url in sys.argv[1:]:
-        settings = load(url=url)
-        with open_storage(settings) as storage:
-            name = schema.scripts()[-1].name
-            path = schema.directory() / "catalogue" / f"{name}.{storage.engine.name}.txt"
+def write_catalogue(url: str) -> Path:
+    """Make a new store at `url` and write down its catalogue as the known one of the newest script."""
+    known = schema.drift
+    schema.drift = lambda *_: []  # there is nothing yet to compare with
+    try:
+        with open_storage(load(url=url)) as storage:
+            path = schema.catalogue_path(storage.engine.name, schema.scripts()[-1].name)
             path.write_text("\n".join(storage.engine.catalogue()) + "\n")
-            print(path)
+    finally:
+        schema.drift = known
+    return path
 
 
 if __name__ == "__main__":
-    main()
+    for url in sys.argv[1:]:
+        print(write_catalogue(url))

@@ -6,11 +6,13 @@ the column types and `{strict}` after the closing bracket, and guards once, as a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from ..errors import MigrationFailed
+
 if TYPE_CHECKING:
-    from .transactions import StoreDatabase
+    from .database import StoreDatabase
 
 REFUSAL = "kagedb: "
 """How the message of every guard begins, so that the engines can tell a guard's refusal from other constraints."""
@@ -27,14 +29,25 @@ class DDL:
         self.database = database
 
     def run(self, *statements: str) -> None:
-        """Run each statement with the engine's names for the column types filled in."""
+        """Run each statement with the engine's column types filled in; braces of its own are written double."""
         for statement in statements:
             self.database.raw(statement.format(**self.types))
+
+    def reshape(self, table: str, *, body: str, columns: Mapping[str, str], alter: Iterable[str]) -> None:
+        """Change a table in a way for which only PostgreSQL has statements: a type, a key, NOT NULL, a constraint.
+
+        The change is written twice. SQLite gets a new table of that name: `body` is what follows `CREATE TABLE name`,
+        and `columns` maps each column to be filled to an SQL expression over a row of the old table; every row, index,
+        guard and view is carried over. (An index over a column that goes is dropped by the script before.) PostgreSQL
+        runs the statements `alter`. The comparison with the known catalogues shows where the two do not agree.
+        """
+        raise NotImplementedError
 
     def guard(self, table: str, event: str, why: str, *, unless: str = "") -> None:
         """Refuse `event` (insert, update or delete) of a row of `table`, except where the SQL condition `unless` holds.
 
-        `unless` may use NEW, OLD and the tables of the store. `why` is what the refused caller reads.
+        `unless` may use NEW, OLD and the tables of the store, in words that both engines know. `why` is what the
+        refused caller reads.
         """
         raise NotImplementedError
 
@@ -69,6 +82,11 @@ def guard_name(table: str, event: str) -> str:
     return f"{table}_guard_{event}"
 
 
+def _literal(why: str) -> str:
+    """What a refused caller reads, as an SQL string."""
+    return "'" + (REFUSAL + why).replace("'", "''") + "'"
+
+
 class SqliteDDL(DDL):
     types = {  # noqa: RUF012
         "ulid": "TEXT",
@@ -86,22 +104,57 @@ class SqliteDDL(DDL):
         when = f" WHEN NOT COALESCE(({unless}), 0)" if unless else ""
         self.database.raw(
             f'CREATE TRIGGER "{guard_name(table, event)}" BEFORE {event.upper()} ON "{table}"{when} '
-            f"BEGIN SELECT RAISE(ABORT, '{REFUSAL}{why}'); END"
+            f"BEGIN SELECT RAISE(ABORT, {_literal(why)}); END"
         )
 
     def no_replace(self, table: str, why: str, *, keys: Iterable[tuple[str, ...]]) -> None:
         # REPLACE deletes the old row without firing DELETE triggers (unless recursive_triggers is on, which another
-        # program's connection need not have), but BEFORE INSERT fires first.
+        # program's connection need not have), but BEFORE INSERT fires first. The rowid is a key too, that an INSERT
+        # may name; where it does not, NEW.rowid is -1.
         taken = " OR ".join(
-            "(" + " AND ".join(f'"{column}" = NEW."{column}"' for column in columns) + ")" for columns in keys
+            "(" + " AND ".join(f'"{column}" = NEW."{column}"' for column in columns) + ")"
+            for columns in (*keys, ("rowid",))
         )
-        self.guard(table, "insert", why, unless=f'NOT EXISTS (SELECT 1 FROM "{table}" WHERE {taken})')
+        self.guard(table, "insert", why, unless=f'NOT EXISTS (SELECT 1 FROM "{table}" WHERE {taken})')  # noqa: S608
 
     def no_truncate(self, table: str, why: str) -> None:
         pass
 
     def drop_guard(self, table: str, event: str) -> None:
         self.database.raw(f'DROP TRIGGER "{guard_name(table, event)}"')
+
+    def reshape(self, table: str, *, body: str, columns: Mapping[str, str], alter: Iterable[str]) -> None:
+        # The procedure of sqlite.org/lang_altertable.html section 7. Foreign keys are off and checked at the end by
+        # whoever began the transaction; with them on, the DROP below would delete what refers to the table.
+        raw = self.database.raw
+        if raw("PRAGMA foreign_keys").fetchone()[0]:
+            raise MigrationFailed(f"{table} cannot be reshaped outside a migration", "put it into a script")
+        # Triggers and views of other tables may name this one too, and would not let it be renamed into place.
+        kept = raw(
+            "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+            " AND (type IN ('trigger', 'view') OR (type = 'index' AND tbl_name = ?)) ORDER BY rowid",
+            (table,),
+        ).fetchall()
+        for kind, name, _ in kept:
+            if kind == "trigger":
+                raw(f'DROP TRIGGER "{name}"')
+        for kind, name, _ in kept:
+            if kind == "view":
+                raw(f'DROP VIEW "{name}"')
+        rows = raw(f'SELECT COUNT(*) FROM "{table}"').fetchone()[0]  # noqa: S608
+        self.run(f'CREATE TABLE "kaged_new_{table}" {body}')
+        names = ", ".join(f'"{column}"' for column in columns)
+        values = ", ".join(columns.values())
+        raw(f'INSERT INTO "kaged_new_{table}" ({names}) SELECT {values} FROM "{table}"')  # noqa: S608
+        copied = raw(f'SELECT COUNT(*) FROM "kaged_new_{table}"').fetchone()[0]  # noqa: S608
+        if copied != rows:
+            raise MigrationFailed(f"{copied} of the {rows} rows of {table} reached its new shape", "report it")
+        raw(f'DROP TABLE "{table}"')
+        raw(f'ALTER TABLE "kaged_new_{table}" RENAME TO "{table}"')
+        for kind in ("index", "view", "trigger"):
+            for found, _, text in kept:
+                if found == kind:
+                    raw(text)
 
 
 class PostgresDDL(DDL):
@@ -132,9 +185,7 @@ class PostgresDDL(DDL):
     def _trigger(self, table: str, event: str, level: str, why: str, unless: str) -> None:
         name = guard_name(table, event)
         row = {"insert": "NEW", "update": "NEW", "delete": "OLD", "truncate": "NULL"}[event]
-        refuse = (
-            f"RAISE EXCEPTION USING MESSAGE = '{REFUSAL}{why}', ERRCODE = 'integrity_constraint_violation';"
-        )
+        refuse = f"RAISE EXCEPTION USING MESSAGE = {_literal(why)}, ERRCODE = 'integrity_constraint_violation';"
         body = f"IF NOT COALESCE(({unless}), FALSE) THEN {refuse} END IF; RETURN {row};" if unless else refuse
         # The path is pinned: a session with another one must not make the condition look at other tables. ALWAYS:
         # session_replication_role = replica switches ordinary triggers off.
@@ -143,11 +194,13 @@ class PostgresDDL(DDL):
             f"AS $kagedb$ BEGIN {body} END $kagedb$"
         )
         self.database.raw(
-            f'CREATE TRIGGER "{name}" BEFORE {event.upper()} ON "{table}" '
-            f'FOR EACH {level} EXECUTE FUNCTION "{name}"()'
+            f'CREATE TRIGGER "{name}" BEFORE {event.upper()} ON "{table}" FOR EACH {level} EXECUTE FUNCTION "{name}"()'
         )
         self.database.raw(f'ALTER TABLE "{table}" ENABLE ALWAYS TRIGGER "{name}"')
 
     def drop_guard(self, table: str, event: str) -> None:
         self.database.raw(f'DROP TRIGGER "{guard_name(table, event)}" ON "{table}"')
         self.database.raw(f'DROP FUNCTION "{guard_name(table, event)}"()')
+
+    def reshape(self, table: str, *, body: str, columns: Mapping[str, str], alter: Iterable[str]) -> None:
+        self.run(*alter)

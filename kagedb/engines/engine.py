@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from ..settings import Settings
-    from .transactions import StoreDatabase
+    from .database import StoreDatabase
 
 HISTORY_TABLE = "schema_migration"
 """The table of applied migrations; a place that has it is a kaged store."""
@@ -160,6 +160,12 @@ class Engine(ABC):
         """Raises StorageFull where the disk of the store has not enough room to rewrite it once."""
 
     @abstractmethod
+    def erase_traces(self, table: str) -> None:
+        """See to it that bytes removed from `table` are gone from the database's own files.
+
+        Raises StorageBusy where a reader keeps them there. The file system and the disk may still hold them.
+        """
+
+    @abstractmethod
     def missing_marks(self) -> list[str]:
         """What a store reloaded from a dump has lost: application id, auto_vacuum and the like."""
-

@@ -123,7 +123,10 @@ class WriterTurn:
         self._queue: deque[threading.Lock] = deque()
 
     def acquire(self, seconds: float | None = None) -> None:
-        """Wait for the turn. Raises StorageBusy after `seconds` (the timeout), TransactionError where this thread has it already."""
+        """Wait for the turn.
+
+        Raises StorageBusy after `seconds` (by default the timeout), TransactionError where this thread has it already.
+        """
         deadline = time.monotonic() + (self.timeout_seconds if seconds is None else seconds)
         self._enter_queue(deadline)
         try:

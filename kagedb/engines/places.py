@@ -5,22 +5,30 @@ Also makes files and directories that are private whatever the umask. Never open
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 from ..errors import StorageError, StorageForbidden
 
-NETWORK_FILE_SYSTEMS = frozenset(
-    "9p afs beegfs ceph cifs coda davfs fuse.davfs2 fuse.glusterfs fuse.gocryptfs-remote fuse.rclone fuse.s3fs "
-    "fuse.sshfs gfs gfs2 glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs prl_fs smb2 smb3 smbfs vboxsf "
-    "vmhgfs fuse.vmhgfs-fuse".split()
-)
-"""File systems where two hosts, or a host and its guest, do not share memory, which a WAL needs (sqlite.org/wal.html)."""
+# fmt: off
+NETWORK_FILE_SYSTEMS = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.davfs2", "fuse.glusterfs", "fuse.rclone",
+    "fuse.s3fs", "fuse.sshfs", "fuse.vmhgfs-fuse", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs",
+    "nfs4", "ocfs2", "orangefs", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "vmhgfs",
+})
+# fmt: on
+"""File systems where two hosts, or a host and its guest, do not share the memory that a WAL needs."""
+
+PROBE_BYTES = 65_536
+"""What is written to see whether there is room: as much as the largest page of SQLite."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def file_system_of(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The file system type of `directory` as the kernel names it (proc_pid_mountinfo(5)); "" where it cannot be told."""
+    """The type of the file system of `directory` as the kernel names it (proc_pid_mountinfo(5)); "" where unknown."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -78,6 +86,30 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def room_is_out(path: str) -> bool:
+    """Whether a write to the database at `path` fails for want of room: the disk, a quota, or a limit on file sizes."""
+    import resource
+
+    largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sizes = [os.path.getsize(part) for part in (path, path + "-wal") if os.path.exists(part)]
+    if largest != resource.RLIM_INFINITY and max(sizes, default=0) + PROBE_BYTES > largest:
+        return True
+    probe = f"{path}.room-{os.getpid()}"
+    try:
+        descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        return error.errno in _NO_ROOM
+    try:
+        os.write(descriptor, bytes(PROBE_BYTES))
+        os.fsync(descriptor)
+    except OSError as error:
+        return error.errno in _NO_ROOM
+    finally:
+        os.close(descriptor)
+        os.unlink(probe)
+    return False
 
 
 def writable(directory: Path) -> bool:

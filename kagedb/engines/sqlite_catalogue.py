@@ -1,4 +1,8 @@
-"""The schema of a SQLite store as sorted lines, for the fingerprint and the comparison with the models."""
+"""The schema of a SQLite store as sorted lines, for the fingerprint and the comparison with the models.
+
+Lines are made from pragmas, not from the texts of tables, which differ between ways to the same schema (ALTER TABLE,
+Peewee, a dump). The texts are read only for what no pragma tells.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +10,54 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .transactions import StoreDatabase
+    from .database import StoreDatabase
 
 PLUGIN_TABLE = re.compile(r"p_.+__")
 """Tables of plugins have a ledger of their own and are not part of the schema."""
 
-_EXTRAS = re.compile(
-    r"\bCOLLATE\s+\w+|\bCHECK\b|\bGENERATED\b|\bON\s+CONFLICT\s+\w+|\bDEFERRABLE\b[\w\s]*|\bAUTOINCREMENT\b",
-    re.IGNORECASE,
+_TOKEN = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|\w+|\S", re.DOTALL)
+_UNTOLD = frozenset(
+    [
+        "AUTOINCREMENT",
+        "CHECK",
+        "COLLATE",
+        "CONFLICT",
+        "DEFERRABLE",
+        "DEFERRED",
+        "IMMEDIATE",
+        "GENERATED",
+        "AS",
+        "DESC",
+        "INITIALLY",
+    ]
 )
-"""What a table's text can hold that no pragma tells."""
+"""Words of a column or table constraint that says something of which no pragma tells."""
 
 
 def tables(database: StoreDatabase) -> list[str]:
-    rows = database.raw("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+    rows = database.raw(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    )
     return sorted(name for (name,) in rows.fetchall() if not PLUGIN_TABLE.match(name))
 
 
 def catalogue(database: StoreDatabase) -> list[str]:
     lines: list[str] = []
-    names = tables(database)
-    strict = {row[1]: row[5] for row in database.raw("PRAGMA table_list").fetchall() if row[0] == "main"}
-    texts = {
-        (kind, name): text
-        for kind, name, text in database.raw("SELECT type, name, sql FROM sqlite_master").fetchall()
-    }
-    for table in names:
-        lines.append(f"table {table}{' STRICT' if strict.get(table) else ''}")
+    kinds = {row[1]: row[4:6] for row in database.raw("PRAGMA table_list").fetchall() if row[0] == "main"}
+    objects = database.raw("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    texts = {(kind, name): text or "" for kind, name, _, text in objects}
+    for table in tables(database):
+        without_rowid, strict = kinds[table]
+        lines.append(f"table {table}{' STRICT' if strict else ''}{' WITHOUT ROWID' if without_rowid else ''}")
         lines += _columns(database, table)
         lines += _foreign_keys(database, table)
         lines += _indexes(database, table, texts)
-        lines += sorted(
-            f"table {table} also says {' '.join(extra.upper().split())}"
-            for extra in _EXTRAS.findall(texts["table", table] or "")
-        )
-    rows = database.raw("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-    lines += [f"trigger {name} on {table}: {_one_line(text)}" for name, table, text in rows if table in names]
+        lines += [f"table {table} also says: {part}" for part in _untold(texts["table", table])]
+    lines += [
+        f"{kind} {name} on {table}: {_one_line(text)}"
+        for kind, name, table, text in objects
+        if kind in ("trigger", "view") and not PLUGIN_TABLE.match(table)
+    ]
     return sorted(lines)
 
 
@@ -70,19 +86,38 @@ def _foreign_keys(database: StoreDatabase, table: str) -> list[str]:
 def _indexes(database: StoreDatabase, table: str, texts: dict[tuple[str, str], str]) -> list[str]:
     lines = []
     for _, name, unique, origin, partial in database.raw(f'PRAGMA index_list("{table}")').fetchall():
+        parts = database.raw(f'PRAGMA index_xinfo("{name}")').fetchall()
         columns = [
             f"{column}{' DESC' if descending else ''} COLLATE {collation}"
-            for _, _, column, descending, collation, is_key in database.raw(f'PRAGMA index_xinfo("{name}")').fetchall()
+            for _, _, column, descending, collation, is_key in parts
             if is_key
         ]
-        where = _one_line(texts["index", name]).partition(" WHERE ")[2] if partial else ""
         # An index that a constraint makes has a name that SQLite numbers.
         shown = name if origin == "c" else {"pk": "of the primary key", "u": "of a unique constraint"}[origin]
-        lines.append(
-            f"index on {table} {shown}{' UNIQUE' if unique else ''} ({', '.join(columns)})"
-            f"{f' WHERE {where}' if where else ''}"
-        )
+        line = f"index on {table} {shown}{' UNIQUE' if unique else ''} ({', '.join(columns)})"
+        text = _one_line(texts["index", name])
+        if any(column is None and is_key for _, _, column, _, _, is_key in parts):
+            line += f" with an expression: {text}"
+        elif partial:
+            line += f" WHERE {text.partition(' WHERE ')[2]}"
+        lines.append(line)
     return lines
+
+
+def _untold(text: str) -> list[str]:
+    """The columns and constraints of a CREATE TABLE text that say more than the pragmas tell."""
+    parts: list[list[str]] = [[]]
+    depth = 0
+    for word in _TOKEN.findall(text):
+        if word.startswith(("--", "/*")):
+            continue
+        depth += (word == "(") - (word == ")")
+        if depth == 1 and word in "(,":
+            parts.append([])
+        elif depth:
+            parts[-1].append(word)
+    telling = [part for part in parts if _UNTOLD.intersection(word.upper() for word in part)]
+    return [" ".join(word.strip('"`') for word in part) for part in telling]
 
 
 def _one_line(text: str) -> str:

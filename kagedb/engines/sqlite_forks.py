@@ -19,6 +19,7 @@ _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 _DEAD_MAN_SWITCH = 128
 _READ_MARKS_FIRST, _READ_MARKS = 123, 5
 
+
 def read_marks_of_parent(path: str) -> list[int]:
     """Which of the read marks the parent holds in the moment of the fork: the child's memory believes in those.
 

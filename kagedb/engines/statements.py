@@ -16,11 +16,21 @@ class Kind(enum.Enum):
     WRITE = "writes"
     ALONE = "writes, but cannot run inside a transaction"
     CONTROL = "begins or ends a transaction"
+    SEVERAL = "is more than one statement"
 
 
 _LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/|[;(])*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]+")
-_WRITING_WORD = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE|MERGE|INTO|NEXTVAL|SETVAL)\b", re.IGNORECASE)
+_WRITING_WORD = re.compile(r"\b(?:INSERT|UPDATE|DELETE|INTO|NEXTVAL|SETVAL)\b", re.IGNORECASE)
+# Names are quoted in what Peewee renders, so an unquoted INTO or a sequence call is the only way for SELECT to write.
+_WRITING_WORD_IN_SELECT = re.compile(r"\b(?:INTO|NEXTVAL|SETVAL)\b", re.IGNORECASE)
+# Comments, strings (PostgreSQL's E'' and $tag$ too) and quoted names: whatever is in them is no word of SQL.
+_QUOTED = re.compile(
+    r"--[^\n]*|/\*.*?\*/|\bE'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$",
+    re.DOTALL | re.IGNORECASE,
+)
+_FOLLOWED = re.compile(r";\s*[^\s;]")
+_HAS_A_BODY = re.compile(r"CREATE\b[^;]*?\b(?:TRIGGER|FUNCTION|PROCEDURE)\b", re.IGNORECASE)
 
 _CONTROL = frozenset({"BEGIN", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "START", "PREPARE"})
 _ALONE = frozenset({"VACUUM", "ATTACH", "DETACH", "CHECKPOINT"})
@@ -39,14 +49,22 @@ _READING_PRAGMA = re.compile(
 
 @functools.lru_cache(maxsize=512)
 def classify(sql: str) -> Kind:
-    """The kind of the first statement in `sql`; comments and brackets before it are skipped."""
+    """The kind of the statement `sql`; comments and brackets before it are skipped."""
     start = _LEADING.match(sql)
     text = sql[start.end() :] if start else sql
+    bare = _QUOTED.sub("''", text)
+    if _FOLLOWED.search(bare) and not _HAS_A_BODY.match(bare):
+        # SQLite's driver refuses them; PostgreSQL's would run the second one as nobody expects it.
+        return Kind.SEVERAL
     found = _WORD.match(text)
     word = found.group().upper() if found else ""
-    if word in ("SELECT", "VALUES", "WITH", "EXPLAIN", "SHOW", "TABLE"):
-        # SELECT ... INTO, data-modifying WITH, EXPLAIN ANALYZE of a write: the word anywhere is enough to be careful.
-        return Kind.WRITE if word in ("WITH", "EXPLAIN", "SELECT") and _writes(text, word) else Kind.READ
+    if word == "SELECT":
+        return Kind.WRITE if _WRITING_WORD_IN_SELECT.search(bare) else Kind.READ
+    if word in ("WITH", "EXPLAIN"):
+        # A data-modifying WITH, EXPLAIN ANALYZE of a write: the word anywhere is enough to be careful.
+        return Kind.WRITE if _WRITING_WORD.search(bare) else Kind.READ
+    if word in ("VALUES", "SHOW", "TABLE"):
+        return Kind.READ
     if word == "PRAGMA":
         return Kind.READ if _READING_PRAGMA.match(text) else Kind.ALONE
     if word in _CONTROL:
@@ -54,14 +72,3 @@ def classify(sql: str) -> Kind:
     if word in _ALONE:
         return Kind.ALONE
     return Kind.WRITE
-
-
-def _writes(text: str, word: str) -> bool:
-    if word == "SELECT":
-        # Names are quoted in what Peewee renders, so an unquoted INTO or a sequence call is the only way to write.
-        return re.search(r"\b(?:INTO|NEXTVAL|SETVAL)\b", _without_quoted(text), re.IGNORECASE) is not None
-    return _WRITING_WORD.search(_without_quoted(text)) is not None
-
-
-def _without_quoted(text: str) -> str:
-    return re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", "''", text)

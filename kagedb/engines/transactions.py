@@ -1,31 +1,25 @@
-"""The half of a Peewee database that is alike on both engines: transactions, snapshots, who may join them.
+"""Transactions and snapshots, alike on both engines: how they begin, nest, end, and who may join them.
 
-Every write passes `StoreTransaction`: `storage.transaction()`, Peewee's `database.atomic()`, and single statements
-outside both, which get one of their own. The engines add how a write begins, commits, becomes durable and rolls back.
 A transaction belongs to the thread, and in asyncio to the task, that opened it. An error inside one breaks it on both
 engines (PostgreSQL does so by itself, SQLite would go on, or worse, go on without a transaction after a full disk).
+What an engine does to begin, commit and roll back is in its database class; what both share of that in database.py.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import peewee
 
-from ..errors import ReadOnlyStorage, StorageClosed, TransactionError
-from ..fields import Limits
-from .statements import Kind, classify
+from ..errors import ReadOnlyStorage, TransactionError
 
 if TYPE_CHECKING:
-    from .ddl import DDL
+    from .database import StoreDatabase
 
 logger = logging.getLogger("kagedb")
 
@@ -37,7 +31,7 @@ SLOW_SNAPSHOT_FACTOR = 20
 but while it lasts a SQLite WAL cannot be reused and PostgreSQL cannot vacuum."""
 
 
-class _State(peewee._ConnectionLocal):  # type: ignore[misc]
+class State(peewee._ConnectionLocal):  # type: ignore[misc]
     """What Peewee keeps by thread, and what a transaction of ours adds to it."""
 
     def reset(self) -> None:
@@ -54,7 +48,7 @@ class _State(peewee._ConnectionLocal):  # type: ignore[misc]
         self.began = 0.0
 
 
-def _current_task() -> Any:
+def current_task() -> Any:
     """The running asyncio task, or None. Does not import asyncio."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or asyncio._get_running_loop() is None:
@@ -74,214 +68,6 @@ def _caller() -> str:
     ):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "unknown place"
-
-
-class StoreDatabase(peewee.Database):  # type: ignore[misc]
-    """Mixed in before Peewee's SqliteDatabase or PostgresqlDatabase; see the engines for the hooks it calls."""
-
-    ddl: DDL
-    strict_tables = False
-    limits = Limits()
-    slow_transaction_ms = 0
-    read_only = False
-    closed_for_good = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._state = _State()
-        self.rendered: dict[Any, Any] = {}
-        self._by_thread: dict[int, tuple[weakref.ref[threading.Thread], Any]] = {}
-
-    # Hooks of an engine. Each is called with this thread's connection open.
-
-    def begin_write(self, durability: str) -> None:
-        """Wait for the turn to write and begin. Raises StorageBusy; after any error nothing is begun or held."""
-        raise NotImplementedError
-
-    def commit_write(self, durability: str) -> None:
-        """Commit; durable as asked when it returns. After an error the transaction is still to be rolled back."""
-        raise NotImplementedError
-
-    def rollback_write(self) -> None:
-        """Roll back what is still open and give the turn away."""
-        raise NotImplementedError
-
-    def strengthen(self) -> None:
-        """A relaxed transaction has been asked to be full."""
-        raise NotImplementedError
-
-    def can_roll_back_to_savepoint(self) -> bool:
-        """Whether the transaction is still there: a full disk ends SQLite's, a lost server PostgreSQL's."""
-        raise NotImplementedError
-
-    def begin_snapshot(self) -> None:
-        raise NotImplementedError
-
-    def end_snapshot(self) -> None:
-        raise NotImplementedError
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the turn to write without a transaction, for statements that cannot run inside one."""
-        raise NotImplementedError
-        yield
-
-    def translate(self, error: Exception) -> Exception:
-        """The error of errors.py that a driver's error stands for, or the error itself."""
-        raise NotImplementedError
-
-    def statement_done(self) -> None:
-        """A read outside any transaction has run; PostgreSQL gives its connection back here."""
-
-    def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a long read, in constant memory; inside a snapshot or transaction."""
-        raise NotImplementedError
-        yield
-
-    def dialect(self, sql: str) -> str:
-        """Our SQL texts use `?`; this engine's form of it."""
-        raise NotImplementedError
-
-    def json_text(self, field: Any, keys: tuple[str | int, ...]) -> Any:
-        raise NotImplementedError
-
-    # Connections.
-
-    def connect(self, reuse_if_open: bool = False) -> bool:
-        if self.closed_for_good:
-            raise StorageClosed("the store is closed", "open it again with kagedb.connect()")
-        self.reclaim_dead_threads()
-        return bool(super().connect(reuse_if_open))
-
-    def track(self, connection: Any) -> None:
-        """Remember which thread a connection belongs to: a thread that dies does not close it."""
-        self._by_thread[id(connection)] = (weakref.ref(threading.current_thread()), connection)
-
-    def untrack(self, connection: Any) -> None:
-        self._by_thread.pop(id(connection), None)
-
-    def reclaim_dead_threads(self) -> None:
-        for key, (thread, connection) in list(self._by_thread.items()):
-            alive = thread()
-            if (alive is None or not alive.is_alive()) and self._by_thread.pop(key, None) is not None:
-                self._close(connection)
-
-    # Statements.
-
-    def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
-        """Run SQL as it is: no classification, no turn to write. For the engines' own pragmas, BEGIN and the like."""
-        try:
-            with peewee.__exception_wrapper__:
-                cursor = self.connection().cursor()
-                if params:
-                    cursor.execute(sql, params)
-                else:
-                    cursor.execute(sql)
-                return cursor
-        except peewee.PeeweeException as error:
-            raise self.translated(error) from error
-
-    def translated(self, error: Exception) -> Exception:
-        state = self._state
-        if state.transactions and state.failed is None:
-            state.failed = error
-        return self.translate(error)
-
-    def _execute_cursor(self, sql: str, params: Any, **options: Any) -> Any:
-        kind = classify(sql)
-        state = self._state
-        if state.transactions:
-            self.check_usable()
-            if kind is not Kind.READ:
-                self._check_write_allowed(kind)
-            return self._execute(sql, params, options)
-        if kind is Kind.READ:
-            cursor = self._execute(sql, params, options)
-            if not options:
-                self.statement_done()
-            return cursor
-        self._check_write_allowed(kind)
-        if kind is Kind.ALONE:
-            with self.alone():
-                return _Fetched(self._execute(sql, params, options))
-        with self.atomic():
-            return _Fetched(self._execute(sql, params, options))
-
-    def _execute(self, sql: str, params: Any, options: dict[str, Any]) -> Any:
-        try:
-            return super()._execute_cursor(sql, params, **options)
-        except peewee.PeeweeException as error:
-            translated = self.translated(error)
-            if translated is error:
-                raise
-            raise translated from error
-
-    def _check_write_allowed(self, kind: Kind) -> None:
-        if kind is Kind.CONTROL:
-            raise TransactionError(
-                "BEGIN, COMMIT, ROLLBACK and SAVEPOINT are not statements here",
-                "use storage.transaction() or database.atomic()",
-            )
-        if self._state.snapshot:
-            raise TransactionError(
-                "a write inside a snapshot", "write outside it, in a storage.transaction() of its own"
-            )
-        if kind is Kind.ALONE and self._state.transactions:
-            raise TransactionError("this statement cannot run inside a transaction", "run it outside")
-        if self.read_only:
-            raise ReadOnlyStorage("the store was opened to be read", "open it without read_only=True to write")
-
-    def check_usable(self) -> None:
-        """Refuse to join somebody else's transaction, or to go on in a broken one."""
-        state = self._state
-        if state.task is not _current_task():
-            raise TransactionError(
-                "a transaction of this thread belongs to another asyncio task",
-                "do not await inside a transaction; run it in a thread with asyncio.to_thread",
-            )
-        if state.failed is not None:
-            raise TransactionError(
-                "a statement failed earlier in this transaction, so nothing more can be done in it",
-                "leave the block; wrap what may fail in a nested transaction()",
-            ) from state.failed
-
-    # Transactions.
-
-    def atomic(self, durability: str | None = None) -> StoreTransaction:
-        """One write transaction, or a savepoint inside one.
-
-        `durability` is "full" (on disk when the block is left) or "relaxed"; the strongest wish wins; the outermost
-        default is full.
-        """
-        return StoreTransaction(self, durability)
-
-    transaction = atomic
-
-    def savepoint(self) -> StoreTransaction:
-        if not self._state.transactions:
-            raise TransactionError("a savepoint outside a transaction", "use storage.transaction()")
-        return StoreTransaction(self, None)
-
-    def snapshot(self) -> StoreSnapshot:
-        """One consistent read across several queries."""
-        return StoreSnapshot(self)
-
-    def manual_commit(self) -> Any:
-        raise TransactionError("manual commits are not for this store", "use storage.transaction()")
-
-    def _refuse_manual(self, *_args: Any, **_kwargs: Any) -> Any:
-        raise TransactionError("transactions are not begun or ended by hand", "use storage.transaction()")
-
-    begin = commit = rollback = _refuse_manual
-    session_start = session_commit = session_rollback = _refuse_manual
-
-    def after_commit(self, callback: Callable[[], Any]) -> Callable[[], Any]:
-        """Run `callback` once, after the outermost commit; never when it or a savepoint around it rolls back."""
-        if self._state.transactions:
-            self._state.after_commit.append(callback)
-        else:
-            _run_after_commit([callback])
-        return callback
 
 
 class StoreTransaction(peewee._callable_context_manager):  # type: ignore[misc]
@@ -317,15 +103,24 @@ class StoreTransaction(peewee._callable_context_manager):  # type: ignore[misc]
         state.transactions.append(self)
         return self
 
-    def _begin_outermost(self, database: StoreDatabase, state: _State) -> None:
+    def _begin_outermost(self, database: StoreDatabase, state: State) -> None:
         if database.read_only:
             raise ReadOnlyStorage("the store was opened to be read", "open it without read_only=True to write")
-        if state.closed:
-            database.connect()
         durability = self.durability or FULL
-        database.begin_write(durability)
+        me = threading.get_ident()
+        # Before the question whether the store is open: whoever closes it says so first, and then looks here.
+        database.busy_threads.add(me)
+        try:
+            database.require_open()
+            if state.closed:
+                database.connect()
+            database.begin_write(durability)
+        except BaseException:
+            database.busy_threads.discard(me)
+            database.statement_done()
+            raise
         state.forget_transaction()
-        state.task = _current_task()
+        state.task = current_task()
         state.durability = durability
         state.began = time.monotonic()
 
@@ -340,7 +135,7 @@ class StoreTransaction(peewee._callable_context_manager):  # type: ignore[misc]
         else:
             self._end_outermost(database, state, error)
 
-    def _end_savepoint(self, database: StoreDatabase, state: _State, error: BaseException | None) -> None:
+    def _end_savepoint(self, database: StoreDatabase, state: State, error: BaseException | None) -> None:
         failed = state.failed
         if error is None and failed is None:
             database.raw(f"RELEASE SAVEPOINT {self._savepoint}")
@@ -356,7 +151,7 @@ class StoreTransaction(peewee._callable_context_manager):  # type: ignore[misc]
                 "let the error leave the block",
             ) from failed
 
-    def _end_outermost(self, database: StoreDatabase, state: _State, error: BaseException | None) -> None:
+    def _end_outermost(self, database: StoreDatabase, state: State, error: BaseException | None) -> None:
         failed, callbacks = state.failed, state.after_commit
         committed = False
         try:
@@ -375,9 +170,11 @@ class StoreTransaction(peewee._callable_context_manager):  # type: ignore[misc]
                     database.rollback_write()
             finally:
                 state.forget_transaction()
+                database.busy_threads.discard(threading.get_ident())
                 _warn_if_slow(database, began, database.slow_transaction_ms, "a write transaction held the store for")
                 database.statement_done()
-        _run_after_commit(callbacks)
+        if committed:
+            run_after_commit(callbacks)
 
     def commit(self, begin: bool = True) -> None:
         raise TransactionError("a transaction is committed by leaving its block", "split it into two blocks")
@@ -403,11 +200,19 @@ class StoreSnapshot(peewee._callable_context_manager):  # type: ignore[misc]
             if not state.snapshot:
                 raise TransactionError("a snapshot inside a write transaction", "read in the transaction itself")
         else:
-            if state.closed:
-                database.connect()
-            database.begin_snapshot()
+            me = threading.get_ident()
+            database.busy_threads.add(me)
+            try:
+                database.require_open()
+                if state.closed:
+                    database.connect()
+                database.begin_snapshot()
+            except BaseException:
+                database.busy_threads.discard(me)
+                database.statement_done()
+                raise
             state.forget_transaction()
-            state.task = _current_task()
+            state.task = current_task()
             state.snapshot = True
             state.began = time.monotonic()
         state.transactions.append(self)
@@ -426,35 +231,10 @@ class StoreSnapshot(peewee._callable_context_manager):  # type: ignore[misc]
         try:
             database.end_snapshot()
         finally:
+            database.busy_threads.discard(threading.get_ident())
             limit = database.slow_transaction_ms * SLOW_SNAPSHOT_FACTOR
             _warn_if_slow(database, began, limit, "a snapshot held back cleaning for")
             database.statement_done()
-
-
-class _Fetched:
-    """The result of a write outside a transaction, read before its commit so that it outlives it."""
-
-    def __init__(self, cursor: Any) -> None:
-        self.description = cursor.description
-        self.rowcount = cursor.rowcount
-        self.lastrowid = getattr(cursor, "lastrowid", None)
-        self._rows: Any = iter(cursor.fetchall() if cursor.description else ())
-        cursor.close()
-
-    def fetchone(self) -> Any:
-        return next(self._rows, None)
-
-    def fetchall(self) -> list[Any]:
-        return list(self._rows)
-
-    def fetchmany(self, size: int = 1) -> list[Any]:
-        return list(itertools.islice(self._rows, size))
-
-    def __iter__(self) -> Any:
-        return self._rows
-
-    def close(self) -> None:
-        self._rows = iter(())
 
 
 def _warn_if_slow(database: StoreDatabase, began: float, limit_ms: int, what: str) -> None:
@@ -464,7 +244,7 @@ def _warn_if_slow(database: StoreDatabase, began: float, limit_ms: int, what: st
             logger.warning("%s %d ms (warned of above %d ms): %s", what, took_ms, limit_ms, _caller())
 
 
-def _run_after_commit(callbacks: list[Callable[[], Any]]) -> None:
+def run_after_commit(callbacks: list[Callable[[], Any]]) -> None:
     # The rows are committed: whatever a callback does, the caller must not be told that they are not.
     for callback in callbacks:
         try:

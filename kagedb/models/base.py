@@ -16,8 +16,9 @@ from ..errors import InvalidValue, NotFound, StorageClosed
 from ..fields import IntegerField, MillisField, NameField, UlidField, check_text
 from ..identity import new_ulid, now_ms
 
-_ACTOR = re.compile(r"[a-z][a-z0-9_-]{0,30}:\S(?:[^\x00-\x1f\x7f]{0,198}\S)?")
-_SUBJECT = re.compile(r"[a-z][a-z0-9_]{0,60}:\S{1,200}")
+# Neither lets through what a terminal that shows it would obey.
+_ACTOR = re.compile(r"[a-z][a-z0-9_-]{0,30}:(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}(?<!\s)")
+_SUBJECT = re.compile(r"[a-z][a-z0-9_]{0,60}:[^\s\x00-\x1f\x7f-\x9f]{1,200}")
 
 
 class BoundStore(Protocol):
@@ -26,6 +27,10 @@ class BoundStore(Protocol):
     def transaction(self, durability: str = "full") -> AbstractContextManager[Any]: ...
 
     def notify(self, kind: str, subject: str, project: str | None) -> None: ...
+
+    def seal_mac(self, n: int, message: bytes) -> bytes | None: ...
+
+    def check_seal_key(self) -> None: ...
 
     @property
     def database(self) -> Any: ...
@@ -66,7 +71,14 @@ class Parameter(peewee.Node):  # type: ignore[misc]
 
     def __init__(self, name: str, field: Any) -> None:
         self.name = name
-        self.convert: Callable[[Any], Any] = field.db_value
+        self.field = field
+
+    def convert(self, value: Any) -> Any:
+        """`value` as the driver takes it. Raises InvalidValue, for None where the column takes no NULL too."""
+        converted = self.field.db_value(value)
+        if converted is None and not self.field.null:
+            raise InvalidValue(f"{self.field.model._meta.table_name}.{self.field.name} takes no None", "give it a value")
+        return converted
 
     def __sql__(self, context: Any) -> Any:
         context._values.append(self)
@@ -135,7 +147,10 @@ class Model(peewee.Model):  # type: ignore[misc]
 
     @classmethod
     def put(cls, **values: Any) -> Self:
-        """Insert one row; fields that are not named take their default, or NULL. Gives the row as a model."""
+        """Insert one row; fields that are not named take their default, or NULL. Gives the row as a model.
+
+        The model holds the values as they were given: a tuple in JSON is an array when it is read again.
+        """
         meta = cls._meta
         row = {
             field.name: values.pop(field.name, None) if field.name in values else _default(field)
@@ -151,7 +166,10 @@ class Model(peewee.Model):  # type: ignore[misc]
         """The row with that key. Raises NotFound."""
         row = cls._by_id.one(key=key)
         if row is None:
-            raise NotFound(f"there is no {cls._meta.table_name} {key}", f"list them with: kaged {cls._meta.table_name} list")
+            command, _, _ = cls._meta.table_name.partition("_")
+            raise NotFound(
+                f"there is no {cls._meta.table_name.replace('_', ' ')} {key}", f"see what there is with: kaged {command} list"
+            )
         return cls.from_row(row)
 
     @classmethod
@@ -171,9 +189,9 @@ class Model(peewee.Model):  # type: ignore[misc]
     @classmethod
     def rows(cls, query: Any) -> Iterator[Self]:
         """The models of a query over all columns of this model, made one by one as they are read."""
-        cursor = query.tuples().execute()
         make = cls.from_row
-        for row in cursor.iterator() if hasattr(cursor, "iterator") else cursor:
+        # The driver's cursor: Peewee's own would convert the values, JSON among them, a first time.
+        for row in bound_store().database.execute(query):
             yield make(row)
 
     def save(self, force_insert: bool = False, only: Any = None) -> Any:

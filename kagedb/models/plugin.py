@@ -69,9 +69,7 @@ class Plugin(Identified):
                 plugin = cls.from_row(row)
                 gone = plugin.removed_at is not None
                 before = None if gone else plugin.version
-                plugin._apply(
-                    version=version, manifest=manifest, enabled=True if gone else plugin.enabled, removed_at=None
-                )
+                plugin._apply(version=version, manifest=manifest, enabled=gone or plugin.enabled, removed_at=None)
             AuditEvent.record(
                 "plugin.installed",
                 actor=actor,
@@ -84,9 +82,10 @@ class Plugin(Identified):
     def named(cls, project: Project, name: str) -> Self:
         """The installed plugin of that name. Raises NotFound."""
         row = cls._named.one(project=project.id, name=name)
-        if row is None or cls.from_row(row).removed_at is not None:
+        plugin = None if row is None else cls.from_row(row)
+        if plugin is None or plugin.removed_at is not None:
             raise NotFound(f"the project {project.name!r} has no plugin {name!r}", "list them with: kaged plugin list")
-        return cls.from_row(row)
+        return plugin
 
     def enable(self, *, actor: str) -> None:
         """Raises StateError where it is enabled already or uninstalled."""
@@ -102,9 +101,7 @@ class Plugin(Identified):
         with bound_store().transaction():
             current = self._current()
             gone = PluginState._wipe.run(plugin=self.id).rowcount
-            current._apply(
-                version=current.version, manifest=current.manifest, enabled=False, removed_at=now_ms()
-            )
+            current._apply(enabled=False, removed_at=now_ms())
             AuditEvent.record(
                 "plugin.uninstalled", actor=actor, subject=self, body={"name": self.name, "state_keys": gone}
             )
@@ -117,9 +114,7 @@ class Plugin(Identified):
             current = self._current()
             if current.enabled is enabled:
                 raise StateError(f"the plugin {self.name!r} is {word} already")
-            current._apply(
-                version=current.version, manifest=current.manifest, enabled=enabled, removed_at=None
-            )
+            current._apply(enabled=enabled)
             AuditEvent.record(f"plugin.{word}", actor=actor, subject=self, body={"name": self.name})
         self.__data__.update(current.__data__)
 
@@ -129,9 +124,9 @@ class Plugin(Identified):
             raise StateError(f"the plugin {self.name!r} is uninstalled", "install it again first")
         return current
 
-    def _apply(self, **values: Any) -> None:
-        self._change.run(id=self.id, **values)
-        self.__data__.update(values)
+    def _apply(self, **changes: Any) -> None:
+        self.__data__.update(changes)
+        self._change.run(**{name: self.__data__[name] for name in ("id", "version", "manifest", "enabled", "removed_at")})
 
     @property
     def audited_project(self) -> str:
@@ -158,10 +153,10 @@ def check_manifest(manifest: Any) -> tuple[str, str]:
     """The name and version of a manifest. Raises InvalidValue saying what is wrong with it."""
     if not isinstance(manifest, dict):
         raise InvalidValue("a plugin manifest is a JSON object", "pass a dict with name, version and permissions")
-    for key, kind in (("name", str), ("version", str), ("permissions", list)):
+    for key, kind, word in (("name", str, "text"), ("version", str, "text"), ("permissions", list, "a list")):
         if not isinstance(manifest.get(key), kind):
             raise InvalidValue(
-                f"the plugin manifest has no {key}" if key not in manifest else f"{key} of the plugin manifest is no {kind.__name__}",
+                f"the plugin manifest has no {key}, or not as {word}",
                 "a manifest has a name, a version and a list of permissions",
             )
     name, version, permissions = manifest["name"], manifest["version"], manifest["permissions"]

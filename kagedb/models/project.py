@@ -119,7 +119,7 @@ class ProjectConfig(Identified):
     def append(cls, project: Project, source: str, parsed: dict[str, Any], actor: str, message: str) -> Self:
         """The next version; inside the caller's transaction."""
         last = cls.newest(project.id)
-        digest = digest_text(source, cls.parsed.check(parsed))
+        digest = digest_text(cls.source.check(source), cls.parsed.check_object(parsed))
         if last is not None and last.digest == digest:
             return last
         config = cls.put(

@@ -30,6 +30,17 @@ class Prompt(Identified):
         )
     )
 
+    _labelled = Hot(
+        lambda: PromptVersion.select()
+        .join(PromptLabel, on=(PromptLabel.version == PromptVersion.id))
+        .join(Prompt, on=(PromptLabel.prompt == Prompt.id))
+        .where(
+            (Prompt.project == Parameter("project", Prompt.project))
+            & (Prompt.name == Parameter("name", Prompt.name))
+            & (PromptLabel.name == Parameter("label", PromptLabel.name))
+        )
+    )
+
     @classmethod
     def named(cls, project: Project, name: str) -> Self:
         """The prompt of that name. Raises NotFound."""
@@ -69,12 +80,12 @@ class Prompt(Identified):
         project: Project,
         name: str,
         label: str,
-        version: PromptVersion | int,
+        version: PromptVersion | int | str,
         *,
         actor: str,
         if_revision: int | None = None,
     ) -> PromptLabel:
-        """Point a label to a version (or its number) of the prompt.
+        """Point a label to a version of the prompt: a model, a number, or what another label points to now.
 
         With `if_revision` only where the label has that revision now (0: where it does not exist); else Conflict.
         Raises NotFound for a prompt or version that is not there.
@@ -88,8 +99,9 @@ class Prompt(Identified):
     @classmethod
     def resolve(cls, project: Project, name: str, label: str) -> PromptVersion:
         """The version a label points to now. Raises NotFound."""
-        prompt = cls.named(project, name)
-        return PromptVersion.by_id(PromptLabel.named(prompt, label).version_id)
+        row = cls._labelled.one(project=project.id, name=name, label=label)
+        # Only where there is none does it matter which of the two names is wrong.
+        return PromptVersion.from_row(row) if row is not None else cls.named(project, name).version(label)
 
     @classmethod
     def resolve_at(cls, project: Project, name: str, label: str, at: int) -> PromptVersion:
@@ -112,12 +124,7 @@ class Prompt(Identified):
     ) -> str:
         """What changed between two versions (models, numbers or labels), as a unified diff; empty where nothing did."""
         prompt = cls.named(project, name)
-        before, after = (
-            PromptVersion.by_id(PromptLabel.named(prompt, which).version_id)
-            if isinstance(which, str)
-            else prompt.version(which)
-            for which in (old, new)
-        )
+        before, after = prompt.version(old), prompt.version(new)
         lines = difflib.unified_diff(
             before.body.splitlines(keepends=True),
             after.body.splitlines(keepends=True),
@@ -126,12 +133,14 @@ class Prompt(Identified):
         )
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of text\n" for line in lines)
 
-    def version(self, version: PromptVersion | int) -> PromptVersion:
-        """A version of this prompt by its number, or as it is. Raises NotFound for another prompt's."""
+    def version(self, version: PromptVersion | int | str) -> PromptVersion:
+        """A version of this prompt by its number or its label, or as it is. Raises NotFound for another prompt's."""
         if isinstance(version, PromptVersion):
             if version.prompt_id != self.id:
                 raise NotFound(f"version {version.id} belongs to another prompt than {self.name!r}")
             return version
+        if isinstance(version, str):
+            return PromptVersion.by_id(PromptLabel.named(self, version).version_id)
         row = PromptVersion._numbered.one(prompt=self.id, version=version)
         if row is None:
             raise NotFound(f"the prompt {self.name!r} has no version {version}", "list them with: kaged prompt show")
@@ -184,7 +193,7 @@ class PromptVersion(Identified):
         """The next version; inside the caller's transaction."""
         row = cls._newest.one(prompt=prompt.id)
         last = None if row is None else cls.from_row(row)
-        digest = digest_text(cls.body.check(body), "" if config is None else cls.config.check(config))
+        digest = digest_text(cls.body.check(body), "" if config is None else cls.config.check_object(config))
         if last is not None and last.digest == digest:
             return last
         origin = prompt.version(parent) if parent is not None else last

@@ -48,14 +48,12 @@ class Run(Identified):
                 Run.error: Parameter("error", Run.error),
                 Run.finished_at: Parameter("at", Run.finished_at),
             }
-        ).where((Run.id == Parameter("id", Run.id)) & Run.finished_at.is_null())
+        )
+        .where((Run.id == Parameter("id", Run.id)) & Run.finished_at.is_null())
+        .returning(peewee.SQL("(SELECT project_id FROM session WHERE session.id = run.session_id)"))
     )
-    _parent_of = Hot(
-        lambda: Run.select(Run.session, Run.finished_at).where(Run.id == Parameter("id", Run.id))
-    )
-    _of_session = Hot(
-        lambda: Run.select().where(Run.session == Parameter("session", Run.session)).order_by(Run.id)
-    )
+    _parent_of = Hot(lambda: Run.select(Run.session, Run.finished_at).where(Run.id == Parameter("id", Run.id)))
+    _of_session = Hot(lambda: Run.select().where(Run.session == Parameter("session", Run.session)).order_by(Run.id))
 
     @classmethod
     def dispatch(
@@ -137,34 +135,26 @@ class Run(Identified):
         return [cls.from_row(row) for row in cls._of_session.run(session=session.id).fetchall()]
 
     def tree(self) -> RunNode:
-        """This run with all that was dispatched below it."""
-        for root in RunNode.forest(Run.of(self.session)):
+        """This run with all that was dispatched below it, as it is in the store. Raises NotFound."""
+        rows = self._of_session.run(session=self.session_id).fetchall()
+        for root in RunNode.forest([Run.from_row(row) for row in rows]):
             for node in root.walk():
                 if node.run.id == self.id:
                     return node
         raise NotFound(f"there is no run {self.id}", "list them with: kaged run list")
 
     def _end(
-        self,
-        state: str,
-        *,
-        exit_status: int | None = None,
-        output: Any = None,
-        error: str | None = None,
+        self, state: str, *, exit_status: int | None = None, output: Any = None, error: str | None = None
     ) -> None:
-        values = {
-            "state": state,
-            "exit_status": exit_status,
-            "output": output,
-            "error": error,
-        }
+        values = {"state": state, "exit_status": exit_status, "output": output, "error": error}
         store = bound_store()
         with store.transaction():
             at = now_ms()
-            if self._finish.run(id=self.id, at=at, **values).rowcount != 1:
+            ended = self._finish.one(id=self.id, at=at, **values)
+            if ended is None:
                 current = Run.by_id(self.id)
                 raise StateError(f"the run {self.id} is {current.state} already")
-            store.notify(f"run.{state}", self.ref, None)
+            store.notify(f"run.{state}", self.ref, ended[0])
         self.__data__.update(values, finished_at=at)
 
     @property

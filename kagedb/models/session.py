@@ -50,8 +50,10 @@ class Session(Identified):
         at = now_ms()
         with bound_store().transaction():
             project.require_active()
+            metadata = {} if metadata is None else metadata
+            cls.metadata.check_object(metadata)
             session = cls.put(
-                project=project.id, title=title, state=ATTACHED, attached_at=at, created_at=at, metadata=metadata or {}
+                project=project.id, title=title, state=ATTACHED, attached_at=at, created_at=at, metadata=metadata
             )
             AuditEvent.record("session.started", actor=actor, subject=session, body={"title": title})
         return session
@@ -72,7 +74,7 @@ class Session(Identified):
         with bound_store().transaction():
             left = Run.select().where((Run.session == self.id) & Run.finished_at.is_null()).count()
             if left:
-                raise StateError(f"the session has {left} open runs", "finish or cancel them first")
+                raise StateError(f"runs of the session {self.id} are still open: {left}", "finish or cancel them first")
             self._move(ENDED, ended_at=now_ms())
             AuditEvent.record("session.ended", actor=actor, subject=self, body={"title": self.title})
 
@@ -85,7 +87,8 @@ class Session(Identified):
             values = {name: current.__data__[name] for name in ("attached_at", "detached_at", "ended_at")}
             values.update(times, state=state)
             self._change.run(id=self.id, **values)
-            store.notify(f"session.{state}", self.ref, current.project_id)
+            if state != ENDED:  # that is told of by its audit event
+                store.notify(f"session.{state}", self.ref, current.project_id)
         self.__data__.update(values)
 
     @property

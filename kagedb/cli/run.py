@@ -1,0 +1,152 @@
+"""`kaged run`: agent runs and the subagent invocations below them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import NotFound
+from .options import Options, as_ulid, json_option, limit_option, pass_options
+from .output import Row, duration, limited, show_block, show_json, show_list, show_record, show_table
+
+if TYPE_CHECKING:
+    from ..models import Run, RunNode
+
+
+@click.group
+def run() -> None:
+    """List and show runs of agents."""
+
+
+@run.command("list")
+@click.option("--session", metavar="ID", callback=as_ulid, help="Only the runs of this session.")
+@limit_option
+@json_option
+@pass_options
+def list_runs(options: Options, session: str | None, limit: int, as_json: bool) -> None:
+    """List the runs, newest first.
+
+    JSON: a list of id, session, parent, agent, state, exit_status, error, started_at, finished_at.
+    """
+    with options.reading():
+        from ..models import Run, Session
+
+        query = Run.select(
+            Run.id,
+            Run.session,
+            Run.parent,
+            Run.agent,
+            Run.state,
+            Run.exit_status,
+            Run.error,
+            Run.started_at,
+            Run.finished_at,
+        ).order_by(Run.id.desc())
+        if session is not None:
+            query = query.where(Run.session == Session.by_id(session))
+        rows = limited(query, limit)
+    for row in rows:
+        row["exit"] = row["exit_status"]
+        row["took"] = _took(row)
+    keys = ["id", "state", "exit", "started_at", "took", "session", "agent"]
+    if as_json:
+        for row in rows:
+            del row["exit"], row["took"]
+    show_list(rows, keys, options, as_json=as_json, limit=limit)
+
+
+@run.command
+@click.argument("id", callback=as_ulid)
+@json_option
+@pass_options
+def show(options: Options, id: str, as_json: bool) -> None:
+    """Show a run with its input and output.
+
+    JSON: id, session, parent, agent, state, exit_status, error, started_at, finished_at, prompt (project, name,
+    version; null where none was named), input, output.
+    """
+    with options.reading():
+        from ..models import Run
+
+        found = Run.by_id(id)
+        record = _record(found)
+        version = found.prompt_version
+        prompt = None
+        if version is not None:
+            named = version.prompt
+            prompt = {"project": named.project.name, "name": named.name, "version": version.version}
+    if as_json:
+        show_json({**record, "prompt": prompt, "input": found.input, "output": found.output})
+        return
+    error = record.pop("error")
+    show_record(
+        {
+            **record,
+            "took": _took(record),
+            "prompt": f"{prompt['project']} {prompt['name']} version {prompt['version']}" if prompt else None,
+        }
+    )
+    if error is not None:
+        show_block("error", error)
+    show_block("input", found.input)
+    if found.output is not None:
+        show_block("output", found.output)
+
+
+@run.command
+@click.argument("id", callback=as_ulid)
+@json_option
+@pass_options
+def tree(options: Options, id: str, as_json: bool) -> None:
+    """Show runs and their subagents as a tree.
+
+    ID is a session, or a run with all below it; oldest first.
+
+    JSON: a list in that order of depth, id, session, parent, agent, state, exit_status, error, started_at,
+    finished_at.
+    """
+    with options.reading():
+        from ..models import Run, RunNode, Session
+
+        if Session.select().where(Session.id == id).exists():
+            forest = RunNode.forest(Run.of(Session.by_id(id)))
+        elif Run.select().where(Run.id == id).exists():
+            forest = [Run.by_id(id).tree()]
+        else:
+            raise NotFound(f"there is no session and no run {id}", "list them with: kaged session list, kaged run list")
+    rows = _flat(forest)
+    if as_json:
+        show_json(rows)
+        return
+    if not rows:
+        options.note("there are none")
+    for row in rows:
+        row["agent"] = "  " * row["depth"] + row["agent"]
+        row["exit"] = row["exit_status"]
+        row["took"] = _took(row)
+    show_table(rows, ["agent", "state", "exit", "started_at", "took", "id"])
+
+
+def _record(run: Run) -> Row:
+    return {
+        "id": run.id,
+        "session": run.session_id,
+        "parent": run.parent_id,
+        **{key: getattr(run, key) for key in ("agent", "state", "exit_status", "error", "started_at", "finished_at")},
+    }
+
+
+def _flat(forest: list[RunNode]) -> list[Row]:
+    """Parents before their children, with their depth. Not by recursion: agents may nest as deep as they like."""
+    rows = []
+    waiting = [(0, node) for node in reversed(forest)]
+    while waiting:
+        depth, node = waiting.pop()
+        rows.append({"depth": depth, **_record(node.run)})
+        waiting += [(depth + 1, child) for child in reversed(node.children)]
+    return rows
+
+
+def _took(row: Row) -> str:
+    return "-" if row["finished_at"] is None else duration(row["finished_at"] - row["started_at"])
