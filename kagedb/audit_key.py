@@ -99,12 +99,16 @@ class KeyFile:
         key = SealKey(n, os.urandom(KEY_BYTES))
         make_directory(self.path.parent)
         with self._locked():
-            if self.path.exists() and not replace:
-                raise StateError(
-                    f"there is an audit key already: {self.path}", "to begin a new one, add --replace; keep the old first key"
-                )
+            self.refuse_replacing(replace)
             self._write(key)
         return key
+
+    def refuse_replacing(self, replace: bool) -> None:
+        """Raises StateError where there is a key, unless `replace`."""
+        if self.path.exists() and not replace:
+            raise StateError(
+                f"there is an audit key already: {self.path}", "to begin a new one, add --replace; keep the old first key"
+            )
 
     def advance(self, n: int) -> None:
         """Forget every key before that of the seal `n`."""

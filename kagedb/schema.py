@@ -24,6 +24,7 @@ import peewee
 from . import __version__
 from .engines.engine import HISTORY_TABLE, Engine
 from .errors import (
+    KagedError,
     MigrationFailed,
     SchemaDrift,
     SchemaTooNew,
@@ -86,12 +87,23 @@ def directory() -> Path:
     return Path(found.origin).parent
 
 
+_kept: list[Script] | None = None
+
+
 def scripts() -> list[Script]:
     """This program's scripts in their order."""
+    if _kept is not None:
+        return _kept
     return [
         Script(path.stem, path, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(directory().glob("[0-9]*.py"))
     ]
+
+
+def keep_scripts() -> None:
+    """Read the list now, for a process that is about to become a user who may not be able to."""
+    global _kept
+    _kept = scripts()
 
 
 def look(engine: Engine) -> Standing:
@@ -210,8 +222,9 @@ def _apply(engine: Engine, standing: Standing, actor: str) -> None:
         # What is the store's trouble (full, busy, away) stays what it is; all else is the script's.
         if isinstance(error, StorageError) and not isinstance(error, MigrationFailed | TransactionError):
             raise
+        why = error.message if isinstance(error, KagedError) else f"{type(error).__name__}: {error}"
         raise MigrationFailed(
-            f"the migration of {engine.place} failed and was undone: {error}", "report it; the store is as it was"
+            f"the migration of {engine.place} failed and was undone: {why}", "report it; the store is as it was"
         ) from error
 
 

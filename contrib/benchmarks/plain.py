@@ -59,6 +59,9 @@ class Sqlite:
     def end(self) -> None:
         self.run("COMMIT")
 
+    def end_read(self) -> None:
+        """Nothing to do: a read outside a transaction ends by itself."""
+
 
 class Postgres:
     """The same of psycopg2, which begins a transaction by itself."""
@@ -69,7 +72,7 @@ class Postgres:
         self.connection = connection
         self.cursor = connection.cursor()
         self.cursor.execute(f"SET synchronous_commit = {'on' if durability == 'full' else 'off'}")
-        self.end = connection.commit
+        self.end = self.end_read = connection.commit
         self.end()
 
     def run(self, sql: str, parameters: Any = ()) -> Any:
@@ -122,9 +125,15 @@ class Appender:
             run(sql, (new_ulid(), now(), KIND, ACTOR, subject, self.project, dump(BODY)))
             end()
 
-    def chained(self, count: int) -> None:
-        """Into `audit_event` itself, triggers and all, with the chain that its triggers and a verifier expect."""
+    def chained(self, count: int, *, at_once: bool = False) -> None:
+        """Into `audit_event` itself, triggers and all, with the chain that its triggers and a verifier expect.
+
+        With `at_once` in one transaction, to fill a table.
+        """
         run, end, begin = self.driver.run, self.driver.end, self.driver.begin
+        if at_once:
+            run(begin or "SELECT 1")
+            begin, end = "", lambda: None
         sql = (
             "INSERT INTO audit_event (seq, at, kind, actor, subject, project, salt, body, body_hash, hash)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -147,7 +156,15 @@ class Appender:
             hash = hash_event(previous, **named, body_hash=digest)
             run(sql, (*named.values(), salt, body, digest, hash))
             end()
+        if at_once:
+            self.driver.end()
 
+
+SELECT_RUN = "SELECT * FROM run WHERE id = ?"
+SELECT_SESSION = "SELECT * FROM session WHERE id = ?"
+SELECT_RUNS = "SELECT * FROM run WHERE session_id = ? ORDER BY id"
+SELECT_LAST = "SELECT * FROM audit_event WHERE subject = ? ORDER BY seq DESC LIMIT 100"
+SELECT_EVENTS = "SELECT * FROM audit_event"
 
 INSERT_RUN = (
     "INSERT INTO run (id, created_at, session_id, agent, input, state, started_at) VALUES (?, ?, ?, ?, ?, 'running', ?)"

@@ -26,6 +26,7 @@ _FAMILIES = {
     "plugin": "plugin",
     "session": "session",
     "run": "run",
+    "audit": "audit",
 }
 """Each command, in the order of the help, and the file it is in, where it has the same name."""
 

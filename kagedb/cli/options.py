@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,10 @@ class Options:
             click.echo(text, err=True)
 
     @contextmanager
-    def reading(self, *, any_schema: bool = False, scripts: bool = False) -> Iterator[Storage]:
-        """The store, opened to be read, in one snapshot.
+    def reading(
+        self, *, any_schema: bool = False, scripts: bool = False, snapshot: bool = True
+    ) -> Iterator[Storage]:
+        """The store, opened to be read, in one snapshot unless it is to be watched.
 
         Print after the block: a reader that stops reading must not hold the snapshot. Raises SchemaTooOld where
         migrations are pending, except with `any_schema`. `scripts` says that the migration scripts will be read.
@@ -68,8 +70,17 @@ class Options:
         with store.open_storage(self.settings, migrate=False, read_only=True) as storage:
             if not any_schema:
                 bound_store()
-            with storage.snapshot():
+            with storage.snapshot() if snapshot else nullcontext():
                 yield storage
+
+    @contextmanager
+    def writing(self) -> Iterator[Storage]:
+        """The store, opened to be changed; it must be there, with this version's schema."""
+        privileges.become_owner(self.settings)
+        from .. import storage as store
+
+        with store.open_storage(self.settings, migrate=False) as storage:
+            yield storage
 
     @contextmanager
     def migrating(self) -> Iterator[Storage]:

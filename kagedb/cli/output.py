@@ -48,7 +48,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def local_time(ms: int | None) -> str:
-    """A time in Unix milliseconds as `2026-11-24 08:10:03` in the zone of the host."""
+    """A time in Unix milliseconds as `2026-11-24 08:10:03` in the zone of the host; as it is where a clock has none."""
     if ms is None:
         return "-"
     try:
@@ -79,7 +79,7 @@ def size(count: int) -> str:
 def _cell(key: str, value: Any) -> str:
     if value is None or value == []:
         return "-"
-    if key.endswith("_at"):
+    if key == "at" or key.endswith("_at"):
         return local_time(value)
     if isinstance(value, bool):
         return "yes" if value else "no"

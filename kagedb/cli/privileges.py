@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 SERVICE_USER = "kaged"
 """Whom the system-wide daemon runs as; contrib/systemd makes the account."""
 
-_IMPORTED_LATER = ("json", "shlex", "tempfile", "traceback", "ulid", "kagedb.migrating", "kagedb.operations.health")
+_IMPORTED_LATER = (
+    "encodings.unicode_escape",
+    "json",
+    "kagedb.migrating",
+    "kagedb.operations.health",
+    "shlex",
+    "tempfile",
+    "traceback",
+    "ulid",
+)
 """What is otherwise imported when it is needed: the owner may not be able to read root's installation."""
 
 
@@ -46,7 +55,8 @@ def become_owner(settings: Settings, *, scripts: bool = False) -> None:
     """
     if os.geteuid() != 0:
         return
-    place = settings.url.path or os.fspath(settings.home)
+    home = os.fspath(settings.home)  # found out now: it may follow from an environment that is root's
+    place = settings.url.path or home
     owner = _owner(place)
     if owner.st_uid == 0:
         return
@@ -101,14 +111,14 @@ def _owner(place: str) -> os.stat_result:
 
 
 def _import_what_is_needed(settings: Settings) -> str:
-    """Gives the directory of the migration scripts, whose list is kept."""
+    """Gives the directory of the migration scripts; their list is kept."""
     from .. import schema
     from ..engines import open_engine
 
     for name in _IMPORTED_LATER:
         importlib.import_module(name)
     open_engine(settings, read_only=True)  # touches nothing, and has imported the engine and its driver
-    schema.scripts()
+    schema.keep_scripts()
     return os.fspath(schema.directory())
 
 

@@ -12,10 +12,10 @@ import os
 import struct
 import threading
 import time
-from collections import deque
 from pathlib import Path
 
 from ..errors import StorageBusy, TransactionError
+from .turns import FairSemaphore
 
 USE, OWNER, WRITER, TURNSTILE, MIGRATION = range(5)
 """The locks, each one byte of the file. USE is shared by every open store and exclusive for migrate and restore; OWNER
@@ -118,9 +118,8 @@ class WriterTurn:
     def __init__(self, file: LockFile, timeout_seconds: float) -> None:
         self._file = file
         self.timeout_seconds = timeout_seconds
-        self._guard = threading.Lock()
         self._holder: int | None = None
-        self._queue: deque[threading.Lock] = deque()
+        self._queue = FairSemaphore(1)
 
     def acquire(self, seconds: float | None = None) -> None:
         """Wait for the turn.
@@ -157,39 +156,23 @@ class WriterTurn:
 
     def start_anew(self) -> None:
         """In a forked child: the threads that held or waited are not here."""
-        self._guard = threading.Lock()
         self._holder = None
-        self._queue.clear()
+        self._queue = FairSemaphore(1)
 
     def _enter_queue(self, deadline: float) -> None:
         me = threading.get_ident()
-        with self._guard:
-            if self._holder == me:
-                raise TransactionError(
-                    "a second connection wants to write in a thread that is already writing",
-                    "finish the first transaction, or do both writes in it",
-                )
-            if self._holder is None and not self._queue:
-                self._holder = me
-                return
-            gate = threading.Lock()
-            gate.acquire()
-            self._queue.append(gate)
-        if not gate.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            with self._guard:
-                if gate in self._queue:
-                    self._queue.remove(gate)
-                    raise self._too_long()
-            # The turn was handed over in the same moment.
+        if self._holder == me:
+            raise TransactionError(
+                "a second connection wants to write in a thread that is already writing",
+                "finish the first transaction, or do both writes in it",
+            )
+        if not self._queue.enter(deadline - time.monotonic()):
+            raise self._too_long()
         self._holder = me
 
     def _leave_queue(self) -> None:
-        with self._guard:
-            self._holder = None
-            if self._queue:
-                # Stands for the thread that is being woken, so that nobody overtakes it.
-                self._holder = -1
-                self._queue.popleft().release()
+        self._holder = None
+        self._queue.leave()
 
     def _lock_against_processes(self, deadline: float) -> None:
         file = self._file

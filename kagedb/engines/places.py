@@ -102,7 +102,8 @@ def room_is_out(path: str) -> bool:
     except OSError as error:
         return error.errno in _NO_ROOM
     try:
-        os.write(descriptor, bytes(PROBE_BYTES))
+        if os.write(descriptor, bytes(PROBE_BYTES)) < PROBE_BYTES:
+            return True
         os.fsync(descriptor)
     except OSError as error:
         return error.errno in _NO_ROOM

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import peewee
-from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
+from playhouse.pool import PooledPostgresqlDatabase
 
 from ..errors import (
     ImmutableError,
@@ -28,6 +28,7 @@ from .database import StoreDatabase
 from .ddl import REFUSAL
 from .postgres_server import alive
 from .transactions import RELAXED
+from .turns import FairSemaphore
 
 if TYPE_CHECKING:
     from .postgres_locks import PostgresLocks
@@ -62,23 +63,35 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
         settings = engine.settings
         self.engine = engine
         self.settings = settings
-        super().__init__(
-            settings.url.redacted,
-            max_connections=settings.pool_size,
-            timeout=max(1, settings.busy_timeout_ms // 1000),
-        )
+        super().__init__(settings.url.redacted)
+        self._places = FairSemaphore(settings.pool_size)
         self.read_only = engine.read_only
 
     # Connections.
 
     def connect(self, reuse_if_open: bool = False) -> bool:
+        if not self._state.closed:
+            return super().connect(reuse_if_open)
+        # Peewee's pool would wait too, but without a queue.
+        if not self._places.enter(self.settings.busy_timeout_ms / 1000):
+            raise StorageBusy(
+                f"all {self.settings.pool_size} connections to PostgreSQL stayed in use"
+                f" for {self.settings.busy_timeout_ms} ms",
+                "shorten the transactions that hold them, or raise postgres.pool_size",
+            )
         try:
             return super().connect(reuse_if_open)
-        except MaxConnectionsExceeded:
-            raise StorageBusy(
-                f"all {self.settings.pool_size} connections to PostgreSQL stayed in use",
-                "shorten the transactions that hold them, or raise postgres.pool_size",
-            ) from None
+        except BaseException:
+            self._places.leave()
+            raise
+
+    def close(self) -> bool:
+        was_open = not self._state.closed
+        try:
+            return bool(super().close())
+        finally:
+            if was_open and self._state.closed:
+                self._places.leave()
 
     def all_connections(self) -> list[Any]:
         """Every connection of the pool, idle or in use."""
@@ -91,6 +104,7 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
         self._lock = threading.Lock()
         self._connections: list[Any] = []
         self._in_use: dict[int, Any] = {}
+        self._places = FairSemaphore(self.settings.pool_size)
         self.busy_threads.clear()
         self._state.reset()
 

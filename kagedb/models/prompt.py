@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 from typing import Any, Self
 
 import peewee
@@ -126,8 +127,9 @@ class Prompt(Identified):
         prompt = cls.named(project, name)
         before, after = prompt.version(old), prompt.version(new)
         lines = difflib.unified_diff(
-            before.body.splitlines(keepends=True),
-            after.body.splitlines(keepends=True),
+            # Not splitlines, to which a lone CR and a dozen other characters end a line too.
+            list(io.StringIO(before.body)),
+            list(io.StringIO(after.body)),
             f"{name} version {before.version}",
             f"{name} version {after.version}",
         )

@@ -283,6 +283,8 @@ class Filter:
     actor: str | None = None
     subject: str | None = None
     project: str | None = None
+    above: int = 0
+    """Only events after this sequence number."""
 
 
 def newest(storage: Storage, wanted: Filter, limit: int = 0) -> Iterator[AuditEvent]:
@@ -291,7 +293,7 @@ def newest(storage: Storage, wanted: Filter, limit: int = 0) -> Iterator[AuditEv
     Subjects go by the index, times by a search over the sequence numbers; the rest is read and left out.
     """
     last = AuditEvent.head()[0]
-    low = first_at(storage, wanted.since) if wanted.since is not None else 0
+    low = max(first_at(storage, wanted.since) if wanted.since is not None else 0, wanted.above + 1)
     high = first_at(storage, wanted.until) - 1 if wanted.until is not None else last
     query = AuditEvent.select().where(AuditEvent.seq.between(low, high))
     if wanted.kind is not None:
@@ -321,6 +323,20 @@ def first_at(storage: Storage, at: int) -> int:
         else:
             high = middle
     return low
+
+
+def new_key(storage: Storage, *, replace: bool, actor: str) -> SealKey:
+    """A new key for the seals from the next one on; what is not sealed yet is sealed first, with the key before it.
+
+    That there is one is an event, which does not hold it. Raises StateError where there is a key, unless `replace`.
+    """
+    file = storage.seal_key_file()
+    file.refuse_replacing(replace)
+    AuditSeal.close_all()
+    n = (AuditSeal.select(AuditSeal.n).order_by(AuditSeal.n.desc()).scalar() or 0) + 1
+    key = file.make(n, replace=replace)
+    AuditEvent.append("audit.keyed", actor=actor, subject=f"audit_seal:{n}", body={"seal": n})
+    return key
 
 
 def as_json(event: AuditEvent) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import peewee
+import psycopg2
 import pytest
 
 from contents import contents
@@ -15,6 +16,7 @@ from kagedb.identity import new_ulid
 if TYPE_CHECKING:
     from kagedb.models import Model
     from kagedb.storage import Storage
+    from postgres_server import DatabaseServer
 
 ANA = "operator:ana"
 
@@ -141,8 +143,7 @@ SQLITE = {
     "upsert": "INSERT INTO {table} SELECT {columns} FROM {table} WHERE true ON CONFLICT DO UPDATE SET {column} = 'changed'",
 }
 POSTGRES = {
-    "truncate": "TRUNCATE {table}",
-    "truncate cascade": "TRUNCATE {table} CASCADE",
+    "truncate": "TRUNCATE {table} CASCADE",
     "truncate from above": "TRUNCATE project CASCADE",
     "only": "UPDATE ONLY {table} SET {column} = 'changed'",
     "merge": "MERGE INTO {table} t USING {table} s ON t.id = s.id WHEN MATCHED THEN UPDATE SET {column} = 'changed'",
@@ -212,18 +213,17 @@ def test_another_program_with_foreign_keys_off_changes_no_row(
 
 @pytest.mark.postgres_only
 def test_a_superuser_who_switches_triggers_off_for_a_session_changes_no_row(
-    kept: Callable[[], None], table: str, storage: Storage, postgres_server: Any
+    kept: Callable[[], None], table: str, storage: Storage, postgres_server: DatabaseServer
 ) -> None:
     """`session_replication_role = replica` is what loaders of dumps use; SQLite has no such thing."""
-    import psycopg2
-
-    shell = psycopg2.connect(postgres_server.admin_url(storage.settings.url.dsn.rpartition("/")[2].partition("?")[0]))
+    database = storage.database.execute_sql("SELECT current_database()").fetchone()[0]
+    shell = psycopg2.connect(postgres_server.admin_url(database))
     try:
         shell.autocommit = True
         with shell.cursor() as cursor:
             cursor.execute("SET search_path = kaged")
             cursor.execute("SET session_replication_role = replica")
-            for text in (*SQL.values(), POSTGRES["truncate cascade"]):
+            for text in (*SQL.values(), POSTGRES["truncate"]):
                 with pytest.raises(psycopg2.IntegrityError, match="kagedb: .* is never changed or removed"):
                     cursor.execute(written_out(text, table))
     finally:
