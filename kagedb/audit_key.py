@@ -69,10 +69,10 @@ def parse_keys(text: str, origin: str) -> list[SealKey]:
 
 
 class KeyFile:
-    """`<home>/audit.key`: the current key, 0600, replaced atomically."""
+    """The file with the current key, 0600, replaced atomically."""
 
-    def __init__(self, home: Path) -> None:
-        self.path = home / "audit.key"
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def load(self) -> SealKey | None:
         """The current key; None where the operator never asked for one. Raises StorageError where it is unreadable."""
@@ -81,7 +81,9 @@ class KeyFile:
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
-            raise StorageError(f"the audit key {self.path} cannot be read: {error}", "mend its owner and mode") from None
+            raise StorageError(
+                f"the audit key {self.path} cannot be read: {error}", "mend its owner and mode"
+            ) from None
         try:
             found = json.loads(text)
             key = SealKey(int(found["seal"]), bytes.fromhex(found["key"]))
@@ -107,7 +109,8 @@ class KeyFile:
         """Raises StateError where there is a key, unless `replace`."""
         if self.path.exists() and not replace:
             raise StateError(
-                f"there is an audit key already: {self.path}", "to begin a new one, add --replace; keep the old first key"
+                f"there is an audit key already: {self.path}",
+                "to begin a new one, add --replace; keep the old first key",
             )
 
     def advance(self, n: int) -> None:
@@ -118,7 +121,7 @@ class KeyFile:
                 self._write(key.at(n))
 
     def _write(self, key: SealKey) -> None:
-        part = self.path.with_name("audit.key.part")
+        part = self.path.with_name(f"{self.path.name}.part")
         part.unlink(missing_ok=True)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:

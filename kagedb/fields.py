@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import peewee
@@ -31,6 +31,21 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _OUTSIDE_PATHS = re.compile('["\\\\\x00-\x1f]')
 """What JSON text writes as an escape, and so what SQLite's paths, which compare with the text, cannot say."""
 
+# json.dumps would make a new encoder for every value, json.loads look for white space that no text made here has.
+_to_json = {
+    sort_keys: json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys).encode
+    for sort_keys in (False, True)
+}
+_scan_json = json.JSONDecoder().raw_decode
+
+
+def _from_json(text: str) -> Any:
+    try:
+        value, end = _scan_json(text)
+    except ValueError:
+        return json.loads(text)
+    return value if end == len(text) else json.loads(text)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -39,10 +54,22 @@ class Limits:
     json_bytes: int = 1_048_576
     json_depth: int = 64
     text_bytes: int = 1_048_576
+    state_bytes: int = 16_777_216
+    attachment_bytes: int = 67_108_864
+    plugin_bytes: int = 4_194_304
+    plugin_keys: int = 10_000
+
+    @classmethod
+    def of(cls, settings: Any) -> Limits:
+        """The limits that the settings give."""
+        return cls(**{limit.name: getattr(settings, limit.name) for limit in fields(cls)})
 
 
 class _Checked(peewee.Field):  # type: ignore[misc]
     """A field that checks what is written or compared and says which column refused it."""
+
+    stored: type | None = None
+    """The type in which a driver gives what `python_value` has to decode; None where there is nothing to decode."""
 
     def db_value(self, value: Any) -> Any:
         return value if value is None else self.check(value)
@@ -75,7 +102,9 @@ class UlidField(_Checked):
 
     def check(self, value: Any) -> str:
         if not is_ulid(value):
-            raise self.refuse(f"takes a ULID, not {_shown(value)}", "a ULID is 26 characters, like 01JAB3C4D5E6F7G8H9JKMNPQRS")
+            raise self.refuse(
+                f"takes a ULID, not {_shown(value)}", "a ULID is 26 characters, like 01JAB3C4D5E6F7G8H9JKMNPQRS"
+            )
         return str(value)
 
 
@@ -109,7 +138,8 @@ class TextField(_Checked):
     def check(self, value: Any) -> str:
         if not isinstance(value, str):
             raise self.refuse(f"takes text, not {_shown(value)}")
-        check_text(value, self.label)
+        if not value.isascii() or "\x00" in value:  # to make the label costs more than to look
+            check_text(value, self.label)
         if self.one_line and _CONTROL.search(value):
             raise self.refuse("takes one line without control characters")
         if self.max_length:
@@ -148,6 +178,7 @@ class JSONField(_Checked):
     """
 
     field_type = "JSON_TEXT"
+    stored = str
 
     def db_value(self, value: Any) -> Any:
         return None if value is None and self.null else self.check(value)
@@ -162,7 +193,7 @@ class JSONField(_Checked):
         return encode_json(value, self.label, self.limits)
 
     def python_value(self, value: Any) -> Any:
-        return value if value is None else json.loads(value)
+        return value if value is None else _from_json(value)
 
 
 def _json_operator(name: str) -> Callable[..., Any]:
@@ -183,11 +214,13 @@ _PATTERNS = ("__mod__", "__pow__", "like", "ilike", "contains", "startswith", "e
 
 for _name in (*_ORDERINGS, *_PATTERNS):
     setattr(JSONField, _name, _json_operator(_name))
-JSONField.__hash__ = peewee.Field.__hash__
+JSONField.__hash__ = peewee.Field.__hash__  # type: ignore[method-assign]
 
 
 class BlobField(peewee.BlobField):  # type: ignore[misc]
     """Bytes; always `bytes` in Python (psycopg2 gives a memoryview)."""
+
+    stored = memoryview
 
     def db_value(self, value: Any) -> Any:
         if value is not None and not isinstance(value, bytes | bytearray | memoryview):
@@ -200,6 +233,8 @@ class BlobField(peewee.BlobField):  # type: ignore[misc]
 
 class BooleanField(peewee.BooleanField):  # type: ignore[misc]
     """True or False, nothing that merely looks like it."""
+
+    stored = int  # by SQLite
 
     def db_value(self, value: Any) -> bool | None:
         if value is not None and not isinstance(value, bool):
@@ -231,7 +266,7 @@ def encode_json(value: Any, label: str, limits: Limits, *, sort_keys: bool = Fal
     bits and finite floats. Raises InvalidValue for anything else, LimitExceeded beyond `limits`; both name `label`.
     """
     _check_json(value, label, limits.json_depth)
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+    text = _to_json[sort_keys](value)
     if len(text) * 4 > limits.json_bytes:
         size = len(text.encode())
         if size > limits.json_bytes:
@@ -294,7 +329,8 @@ def _text_operator(name: str) -> Callable[..., Any]:
             for one in other if isinstance(other, list | tuple | set | frozenset) else (other,):
                 if one is not None and not isinstance(one, str | peewee.Node):
                     raise InvalidValue(
-                        f"json_text gives text and was compared with {_shown(one)}", 'compare with text, like "5" or "true"'
+                        f"json_text gives text and was compared with {_shown(one)}",
+                        'compare with text, like "5" or "true"',
                     )
                 if isinstance(one, str):
                     check_text(one, "the text that json_text was compared with")
@@ -305,7 +341,7 @@ def _text_operator(name: str) -> Callable[..., Any]:
 
 for _name in (*_ORDERINGS, *_PATTERNS):
     setattr(JsonText, _name, _text_operator(_name))
-JsonText.__hash__ = peewee.ColumnBase.__hash__
+JsonText.__hash__ = peewee.ColumnBase.__hash__  # type: ignore[method-assign]
 
 
 def json_text(field: Any, *keys: str | int) -> JsonText:

@@ -153,8 +153,9 @@ def refuse_misfit(engine: Engine, standing: Standing) -> None:
 
 
 def too_old(engine: Engine, standing: Standing) -> SchemaTooOld:
+    pending = ", ".join(script.name for script in standing.pending)
     return SchemaTooOld(
-        f"the store {engine.place} has the schema {standing.version}; {len(standing.pending)} migrations are pending",
+        f"the store {engine.place} has the schema {standing.version}; pending: {pending}",
         "start the daemon, or run: kaged migrate",
     )
 

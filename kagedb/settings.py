@@ -46,6 +46,16 @@ class _BackupDirectory(Setting):
         return settings._backup_directory
 
 
+class _ProgramDirectory(Setting):
+    """Empty where nothing is set: then PATH says where they are."""
+
+    def accepts(self, value: Any) -> bool:
+        return super().accepts(value) and _is_absolute(value)
+
+    def __get__(self, settings: Settings, owner: type[Settings]) -> str:
+        return str(settings.values.get(self.name, ""))
+
+
 @dataclass(frozen=True)
 class Effective:
     """One line of `kaged config`: a setting, its value as text that is safe to print, and where it was set."""
@@ -118,8 +128,50 @@ class Settings:
     json_bytes = Number("limits.json_bytes", _MIB, range(1024, 256 * _MIB + 1), "bytes", "largest JSON value")
     json_depth = Number("limits.json_depth", 64, range(1, 201), "levels", "deepest nesting of a JSON value")
     text_bytes = Number("limits.text_bytes", _MIB, range(1024, 256 * _MIB + 1), "bytes", "largest text, in UTF-8")
+    state_bytes = Number(
+        "limits.state_bytes",
+        16 * _MIB,
+        range(1024, 1024 * _MIB + 1),
+        "bytes",
+        "largest state of a checkpoint, with its byte strings",
+    )
+    attachment_bytes = Number(
+        "limits.attachment_bytes", 64 * _MIB, range(1024, 1024 * _MIB + 1), "bytes", "largest attachment of a run"
+    )
+    plugin_bytes = Number(
+        "limits.plugin_bytes", 4 * _MIB, range(1024, 1024 * _MIB + 1), "bytes", "keys and values of one plugin's state"
+    )
+    plugin_keys = Number("limits.plugin_keys", 10_000, range(1, 1_000_001), "keys", "keys of one plugin's state")
+    transcript_session_bytes = Number(
+        "transcripts.session_bytes",
+        64 * _MIB,
+        range(_MIB, 1024 * 1024 * _MIB + 1),
+        "bytes",
+        "what the transcripts of a session may take in the store, compressed; beyond it the oldest output is dropped",
+    )
     backup_directory = _BackupDirectory(
         "backup.directory", None, "an absolute path", "where backup sets are kept", '"/path/to/backups"'
+    )
+    backup_max_age_hours = Number(
+        "backup.max_age_hours",
+        48,
+        range(100_001),
+        "hours",
+        "`kaged check` fails when the newest verified backup set is older; 0 never fails",
+    )
+    backup_wal_limit_mib = Number(
+        "backup.wal_limit_mib",
+        64,
+        range(8, 65_537),
+        "MiB",
+        "growth of SQLite's write-ahead log above which a backup is no longer throttled; at twice that it gives up",
+    )
+    backup_pg_bin = _ProgramDirectory(
+        "backup.pg_bin",
+        None,
+        "an absolute path",
+        "the directory of pg_dump and pg_restore",
+        '"/usr/lib/postgresql/18/bin"',
     )
 
     def __init__(

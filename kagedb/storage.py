@@ -58,6 +58,7 @@ class Storage:
         self.kept_copy: Path | None = None
         """Where the copy is that was made before migrating, if opening migrated an older store."""
         self._subscribers: list[Callable[[Change], Any]] = []
+        self._before_close: list[Callable[[], None]] = []
         self._closed = False
 
     def __repr__(self) -> str:
@@ -97,6 +98,10 @@ class Storage:
         if callback in self._subscribers:
             self._subscribers.remove(callback)
 
+    def before_close(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the store is about to be closed and can still be written; for the verbs."""
+        self._before_close.append(callback)
+
     def notify(self, kind: str, subject: str, project: str | None) -> None:
         """Tell the subscribers of a change once it is committed; for the verbs."""
         if self._subscribers:
@@ -118,12 +123,14 @@ class Storage:
         self.database.after_commit(partial(file.advance, n + 1))
         return key.at(n).mac(message)
 
-    def check_seal_key(self) -> None:
-        """Raises StorageError where there is a key that cannot be read."""
-        self.seal_key_file().load()
+    @property
+    def seal_key_place(self) -> str:
+        """Where the key of the seals is, or would be."""
+        return str(self.engine.audit_key_path)
 
     def seal_key_file(self) -> KeyFile:
-        return KeyFile(Path(self.settings.home))
+        """Where the key of the seals is kept, if the operator asked for one."""
+        return KeyFile(self.engine.audit_key_path)
 
     def close(self) -> None:
         """Close the store and give back its locks. Again is harmless. Raises TransactionError inside a transaction.
@@ -136,6 +143,8 @@ class Storage:
                 return
             if self.database.in_transaction():
                 raise TransactionError("the store cannot be closed inside a transaction", "leave the block first")
+            while self._before_close:
+                self._before_close.pop()()
             self._closed = True
             try:
                 self.engine.close()

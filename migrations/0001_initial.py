@@ -89,12 +89,14 @@ TABLES = (
     """CREATE TABLE plugin_state (
         plugin_id {ulid} NOT NULL,
         key {text} NOT NULL,
-        value {json} NOT NULL,
         revision {integer} NOT NULL,
         expires_at {integer},
+        size {integer} NOT NULL,
+        value {json} NOT NULL,
         PRIMARY KEY (plugin_id, key),
         FOREIGN KEY (plugin_id) REFERENCES plugin (id)
     ) {strict}""",
+    "CREATE INDEX plugin_state_expires_at ON plugin_state (expires_at) WHERE (expires_at IS NOT NULL)",
     """CREATE TABLE session (
         id {ulid} NOT NULL PRIMARY KEY,
         created_at {integer} NOT NULL,
@@ -130,7 +132,6 @@ TABLES = (
     "CREATE INDEX run_parent_id ON run (parent_id) WHERE (parent_id IS NOT NULL)",
     """CREATE TABLE blob (
         digest {blob} NOT NULL PRIMARY KEY,
-        created_at {integer} NOT NULL,
         codec {text} NOT NULL,
         size {integer} NOT NULL,
         data {blob} NOT NULL
@@ -140,12 +141,12 @@ TABLES = (
         created_at {integer} NOT NULL,
         run_id {ulid} NOT NULL,
         name {text} NOT NULL,
+        kind {text} NOT NULL,
+        size {integer} NOT NULL,
         blob {blob} NOT NULL,
-        FOREIGN KEY (run_id) REFERENCES run (id),
-        FOREIGN KEY (blob) REFERENCES blob (digest)
+        FOREIGN KEY (run_id) REFERENCES run (id)
     ) {strict}""",
     "CREATE UNIQUE INDEX run_attachment_run_id_name ON run_attachment (run_id, name)",
-    "CREATE INDEX run_attachment_blob ON run_attachment (blob)",
     """CREATE TABLE checkpoint (
         id {ulid} NOT NULL PRIMARY KEY,
         created_at {integer} NOT NULL,
@@ -159,10 +160,10 @@ TABLES = (
         root {blob} NOT NULL,
         FOREIGN KEY (session_id) REFERENCES session (id),
         FOREIGN KEY (run_id) REFERENCES run (id),
-        FOREIGN KEY (parent_id) REFERENCES checkpoint (id),
-        FOREIGN KEY (root) REFERENCES blob (digest)
+        FOREIGN KEY (parent_id) REFERENCES checkpoint (id)
     ) {strict}""",
     "CREATE INDEX checkpoint_session_id ON checkpoint (session_id)",
+    "CREATE INDEX checkpoint_parent_id ON checkpoint (parent_id) WHERE (parent_id IS NOT NULL)",
     """CREATE TABLE checkpoint_head (
         session_id {ulid} NOT NULL PRIMARY KEY,
         checkpoint_id {ulid} NOT NULL,
@@ -211,6 +212,7 @@ TABLES = (
     """CREATE TABLE transcript_chunk (
         key {integer} NOT NULL PRIMARY KEY,
         at {integer} NOT NULL,
+        place {integer} NOT NULL,
         size {integer} NOT NULL,
         data {blob} NOT NULL
     ) {strict}""",
@@ -273,3 +275,5 @@ def up(migrator: Any, db: Any) -> None:
     )
     ddl.guard("audit_seal", "delete", "an audit seal is never removed")
     ddl.no_truncate("audit_seal", "an audit seal is never removed")
+
+    ddl.guard("transcript_chunk", "update", "a chunk of a transcript is never changed")

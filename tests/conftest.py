@@ -30,6 +30,7 @@ import programs  # noqa: E402
 from postgres_server import DatabaseServer, PostgresServer, find_bin, server_from_environment  # noqa: E402
 
 if TYPE_CHECKING:
+    from extra_scripts import ExtraScripts
     from kagedb.storage import Storage
 
 ENGINES = {"sqlite": "postgres_only", "postgres": "sqlite_only"}
@@ -225,6 +226,14 @@ def storage(migrated_url: str) -> Iterator[Storage]:
 
     with kagedb.connect(url=migrated_url) as store:
         yield store
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExtraScripts:
+    """A copy of the migration scripts, to which the test adds what the next versions will bring."""
+    from extra_scripts import ExtraScripts
+
+    return ExtraScripts(tmp_path / "scripts", monkeypatch)
 
 
 def _migrate(url: str) -> None:

@@ -18,10 +18,11 @@ def contents(storage: Storage) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     for model in Model.all():
         meta = model._meta
-        keys = [field.column_name for field in meta.get_primary_keys()]
-        columns = ", ".join(f'"{field.column_name}"' for field in meta.sorted_fields)
-        order = ", ".join(f'"{key}"' for key in keys)
-        rows = storage.database.execute_sql(f'SELECT {columns} FROM "{meta.table_name}" ORDER BY {order}').fetchall()
+        # By way of an alias: SQLite takes a quoted name that is no column for a text.
+        columns = ", ".join(f't."{field.column_name}"' for field in meta.sorted_fields)
+        keys = ", ".join(f't."{field.column_name}"' for field in meta.get_primary_keys())
+        query = f'SELECT {columns} FROM "{meta.table_name}" AS t ORDER BY {keys}'
+        rows = storage.database.execute_sql(query).fetchall()
         booleans = [field.field_type == "BOOL" for field in meta.sorted_fields]
         found[meta.table_name] = [tuple(map(_plain, row, booleans)) for row in rows]
     return found

@@ -1,5 +1,7 @@
 """Migration scripts that do not exist yet, after a copy of the real ones: what the next versions will bring.
 
+The `scripts` fixture is one such directory. Also the store that they are tried on, and where its copies are.
+
 `PREAMBLE` makes a program (programs.py) use them too; its first argument is the directory.
 """
 
@@ -10,10 +12,13 @@ import shutil
 from pathlib import Path
 from textwrap import dedent, indent
 from types import ModuleType
+from urllib.parse import unquote
 
 import pytest
 
-from kagedb import schema
+import kagedb
+from kagedb import Project, Session, schema
+from kagedb.settings import Settings
 
 PREAMBLE = """
 import sys
@@ -22,6 +27,8 @@ from kagedb import schema
 place = Path(sys.argv[1])
 schema.directory = lambda: place
 """
+
+MORE = 'db.ddl.run("CREATE TABLE more (id {ulid} NOT NULL PRIMARY KEY, note {text}) {strict}")'
 
 CATALOGUE_TOOL = Path(__file__).parents[1] / "contrib" / "development" / "catalogue.py"
 
@@ -57,3 +64,21 @@ def _tool() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def fill(url: str) -> None:
+    """Put a project and its two sessions, "one" and "two", into a store of this version."""
+    with kagedb.connect(url=url):
+        project = Project.add("house", actor="operator:ana")
+        for title in ("one", "two"):
+            Session.start(project, title=title, actor="operator:ana")
+
+
+def copies(settings: Settings) -> list[Path]:
+    """The copies that were made before migrations, finished or not."""
+    backups = Path(settings.backup_directory)
+    return sorted(backups.iterdir()) if backups.exists() else []
+
+
+def sqlite_path(url: str) -> Path:
+    return Path(unquote(url.removeprefix("sqlite://")))

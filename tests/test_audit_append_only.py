@@ -5,10 +5,10 @@ from __future__ import annotations
 import peewee
 import psycopg2
 import pytest
-from audit_attacks import fill
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from audit_attacks import fill
 from kagedb.errors import ImmutableError, InvalidValue, KagedError
 from kagedb.models import AuditEvent, AuditSeal
 from kagedb.operations.audit import verify
@@ -18,7 +18,9 @@ ROUTES = {
     "update": lambda: AuditEvent.update(kind="other").where(AuditEvent.seq == 2).execute(),
     "update of everything": lambda: AuditEvent.update(at=0).execute(),
     "update to nothing new": lambda: AuditEvent.update(kind=AuditEvent.kind).execute(),
-    "an empty body without a redaction": lambda: AuditEvent.update(body="", salt=b"").where(AuditEvent.seq == 2).execute(),
+    "an empty body without a redaction": lambda: (
+        AuditEvent.update(body="", salt=b"").where(AuditEvent.seq == 2).execute()
+    ),
     "delete": lambda: AuditEvent.delete().where(AuditEvent.seq == 2).execute(),
     "delete of the newest": lambda: AuditEvent.delete().where(AuditEvent.seq == 5).execute(),
     "save": lambda: AuditEvent.by_id(2).save(),
@@ -26,9 +28,11 @@ ROUTES = {
     "insert with a number that is taken": lambda: AuditEvent.insert(copy_of(3)).execute(),
     "insert with a gap": lambda: AuditEvent.insert({**copy_of(3), "seq": 9}).execute(),
     "insert before the first": lambda: AuditEvent.insert({**copy_of(3), "seq": 0}).execute(),
-    "upsert": lambda: AuditEvent.insert({**copy_of(3), "kind": "x"})
-    .on_conflict(conflict_target=[AuditEvent.seq], update={AuditEvent.kind: "x"})
-    .execute(),
+    "upsert": lambda: (
+        AuditEvent.insert({**copy_of(3), "kind": "x"})
+        .on_conflict(conflict_target=[AuditEvent.seq], update={AuditEvent.kind: "x"})
+        .execute()
+    ),
     "seal: update": lambda: AuditSeal.update(last_seq=9).execute(),
     "seal: delete": lambda: AuditSeal.delete().execute(),
     "seal: insert out of order": lambda: AuditSeal.insert({**seal_copy(), "n": 5}).execute(),
@@ -124,7 +128,8 @@ def test_a_kind_that_is_not_dotted_words_is_refused(storage: Storage, kind: obje
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     body=st.dictionaries(
-        st.text(max_size=20), st.recursive(st.none() | st.booleans() | st.text() | st.integers(), st.lists, max_leaves=5)
+        st.text(max_size=20),
+        st.recursive(st.none() | st.booleans() | st.text() | st.integers(), st.lists, max_leaves=5),
     ),
     actor=st.text(max_size=40).map(lambda text: f"agent:{text}"),
     subject=st.none() | st.text(max_size=40).map(lambda text: f"run:{text}"),

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import kill, start_python, wait_for_line
 
 import kagedb
 from kagedb.models import AuditEvent
 from kagedb.operations.audit import verify
+from programs import kill, start_python, wait_for_line
 
 APPENDER = """
 import os, sys, threading

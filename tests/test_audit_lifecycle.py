@@ -9,14 +9,14 @@ import stat
 from pathlib import Path
 
 import pytest
-from audit_attacks import change, drop_guards, fill
 
 import kagedb
+from audit_attacks import change, drop_guards, fill
 from kagedb.audit_key import KeyFile, SealKey, parse_keys
 from kagedb.errors import ImmutableError, InvalidValue, NotFound, StateError, StorageBusy, StorageError
 from kagedb.identity import now_ms
 from kagedb.models import AuditEvent, AuditSeal
-from kagedb.operations.audit import Anchor, export, prune, redact, verify
+from kagedb.operations.audit import Anchor, export, new_key, prune, redact, verify
 from kagedb.storage import Storage
 
 SECRET = "correct-horse-battery-staple"
@@ -31,7 +31,8 @@ class TestTheKey:
             fill(storage, 5, seal_every=5)
         finally:
             os.umask(old)
-        path = Path(storage.settings.home) / "audit.key"
+        path = storage.engine.audit_key_path
+        assert path.name == "audit.key"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert first.secret.hex() not in path.read_text()
         assert storage.seal_key_file().load() == first.at(2)
@@ -77,7 +78,9 @@ class TestTheKey:
         found = verify(storage, keys=[first])
         assert (found.result, found.seq) == ("broken", 10)
 
-    @pytest.mark.parametrize("damage", ["", "{}", "garbage", '{"seal": 1, "key": "00"}', '{"seal": 0, "key": "%s"}' % ("00" * 32)])
+    @pytest.mark.parametrize(
+        "damage", ["", "{}", "garbage", '{"seal": 1, "key": "00"}', '{"seal": 0, "key": "%s"}' % ("00" * 32)]
+    )
     def test_that_is_damaged_stops_sealing_but_not_recording(
         self, storage: Storage, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -91,11 +94,23 @@ class TestTheKey:
         with pytest.raises(StorageError, match="damaged"):
             AuditSeal.close_all()
 
+    def test_that_is_gone_stops_sealing_until_there_is_a_new_one(self, storage: Storage) -> None:
+        first = new_key(storage, replace=False, actor=ANA)
+        fill(storage, 10, seal_every=5)
+        storage.seal_key_file().path.unlink()
+        fill(storage, 1_001)
+        assert AuditSeal.select().order_by(AuditSeal.n.desc()).get().last_seq == 10
+        with pytest.raises(StorageError, match="made with a key"):
+            AuditSeal.close_all()
+        second = new_key(storage, replace=False, actor=ANA)
+        AuditSeal.close_all()
+        assert verify(storage, keys=[first, second]).sealed_to == AuditEvent.head()[0]
+
     def test_of_another_store_is_not_used(self, storage: Storage) -> None:
         storage.seal_key_file().make(7, replace=False)
         fill(storage, 3)
-        with storage.transaction():
-            assert AuditSeal.close(*AuditEvent.head()) is None
+        with pytest.raises(StorageError, match="belongs to another store"):
+            AuditSeal.close_all()
 
     def test_never_shows_in_a_repr(self) -> None:
         key = SealKey(3, os.urandom(32))
@@ -106,7 +121,9 @@ class TestTheKey:
         text = "# mine\n\n" + "\n".join(key.printed() for key in keys)
         assert parse_keys(text, "FILE") == sorted(keys, key=lambda key: key.n)
 
-    @pytest.mark.parametrize("text", ["", "# nothing\n", "kaged-audit-key-1:1:00", "00" * 32, "kaged-audit-key-2:1:" + "0" * 64])
+    @pytest.mark.parametrize(
+        "text", ["", "# nothing\n", "kaged-audit-key-1:1:00", "00" * 32, "kaged-audit-key-2:1:" + "0" * 64]
+    )
     def test_that_is_no_key_is_refused_without_being_quoted(self, text: str) -> None:
         with pytest.raises(InvalidValue) as refused:
             parse_keys(text, "FILE")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from audit_attacks import change, drop_guards, fill, forge_macs, rehash_from
 
+from audit_attacks import change, drop_guards, fill, forge_macs, rehash_from
 from kagedb.audit_key import SealKey
 from kagedb.errors import InvalidValue
 from kagedb.models import AuditEvent, AuditSeal
@@ -240,7 +240,9 @@ def test_an_anchor_beyond_the_end_is_not_passed_over(log: Storage) -> None:
     assert (found.result, found.seq) == ("broken", 36)
 
 
-@pytest.mark.parametrize("text", ["", "12", "12:", "0:" + "00" * 32, "x:" + "00" * 32, "12:" + "00" * 31, "-1:" + "00" * 32])
+@pytest.mark.parametrize(
+    "text", ["", "12", "12:", "0:" + "00" * 32, "x:" + "00" * 32, "12:" + "00" * 31, "-1:" + "00" * 32]
+)
 def test_a_text_that_is_no_anchor_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue):
         Anchor.parse(text)

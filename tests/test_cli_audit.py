@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from audit_attacks import change, drop_guards, fill
-from programs import kill, start_python, wait_for_line
 
 import kagedb
+from audit_attacks import change, drop_guards, fill
 from kagedb.models import AuditEvent
 from kagedb.operations.audit import redact
+from programs import kill, start_python, wait_for_line
 
 ANCHOR = re.compile(r"\d+:[0-9a-f]{64}\n")
 
@@ -158,7 +158,9 @@ class TestList:
         assert "\u202e" not in answer(log, "list")
 
     def test_follows_new_events_as_they_come(self, log: str) -> None:
-        program = start_python("from kagedb.cli import main; main()", "--url", log, "audit", "list", "--follow", "--limit", "1")
+        program = start_python(
+            "from kagedb.cli import main; main()", "--url", log, "audit", "list", "--follow", "--limit", "1"
+        )
         wait_for_line(program, "12  ")
         with kagedb.connect(url=log):
             AuditEvent.record("sandbox.denied", actor="agent:other")

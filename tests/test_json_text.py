@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Keys = tuple[str | int, ...]
 
-KEYS = ["", "0", "1", "-1", "a", "A", "a.b", "a[0]", "$", "$.a", "*", "#", "[", "]", "#-1", "a b", "'", "?", "%s", "é", "e\u0301"]
-KEYS += ["🙂", "null", "\x7f", "\u2028", "\uffff"]
+KEYS = ["", "0", "1", "-1", "a", "A", "a.b", "a[0]", "$", "$.a", "*", "#", "[", "]", "#-1", "a b", "'", "?", "%s"]
+KEYS += ["é", "e\u0301", "🙂", "null", "\x7f", "\u2028", "\uffff"]
 """What is special to a JSON path, to SQL, or to one of the drivers."""
 
 TEXTS = st.sampled_from(["", "null", "true", "1", '"', "\\", "\n", "é", "\x7f", "<&>/"]) | st.text(
@@ -34,9 +34,11 @@ SCALARS = (
     | TEXTS
 )
 DOCUMENTS = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | TEXTS, inner, max_size=5)
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | TEXTS, inner, max_size=5),
 )
-PATHS = st.lists(st.sampled_from(KEYS) | st.integers(0, 4) | st.integers(0, 2**31 - 1), min_size=1, max_size=4).map(tuple)
+STEPS = st.sampled_from(KEYS) | st.integers(0, 4) | st.integers(0, 2**31 - 1)
+PATHS = st.lists(STEPS, min_size=1, max_size=4).map(tuple)
 
 
 def expected(document: Any, keys: Keys) -> str | None:
@@ -100,7 +102,8 @@ def test_it_stands_wherever_a_column_can(session: Session) -> None:
     assert [run.input["number"] for run in Run.select().where(colour == "red").order_by(Run.id.desc())] == [3, 0]
     ordered = Run.select(colour.alias("colour")).order_by(colour.desc(nulls="LAST"), Run.id)
     assert [run.colour for run in ordered] == ["red", "red", "blue", None]
-    assert other.select(json_text(other.input, "colour")).where(json_text(other.input, "number") == "1").scalar() == "blue"
+    second = other.select(json_text(other.input, "colour")).where(json_text(other.input, "number") == "1")
+    assert second.scalar() == "blue"
     joined = Run.select(Run.id).join(other, on=(json_text(other.output, "colour") == colour))
     assert joined.count() == 5
     counted = Run.select(colour, peewee.fn.COUNT(Run.id)).group_by(colour)
@@ -126,14 +129,14 @@ def test_a_comparison_with_anything_but_text_is_refused(session: Session) -> Non
         with pytest.raises(InvalidValue, match=r"json_text gives text and was compared with .*; compare with text"):
             compare()
     with pytest.raises(InvalidValue, match="holds a NUL character"):
-        part == "\0"
+        part.contains("\0")
     with pytest.raises(InvalidValue, match="holds a lone surrogate"):
         part.in_(["\udcff"])
 
 
 def test_a_path_that_the_engines_would_read_differently_is_refused(session: Session) -> None:
-    wrong: list[Any] = [(), ('a"b',), ("a\\b",), ("a\n",), ("\0",), ("\ud800",), (-1,), (2**31,), (True,), (1.0,), (None,)]
-    for keys in (*wrong, (["a"],), ("a", b"b")):
+    wrong: list[Any] = [(), ('a"b',), ("a\\b",), ("a\n",), ("\0",), ("\ud800",), (-1,), (2**31,), (True,), (1.0,)]
+    for keys in (*wrong, (None,), (["a"],), ("a", b"b")):
         with pytest.raises(InvalidValue):
             json_text(Run.input, *keys)
     for field in (Run.agent, AuditEvent.body, Run, "input", None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,9 +11,13 @@ from extra_scripts import ExtraScripts
 from kagedb import schema
 from kagedb.errors import ImmutableError, MigrationFailed
 
+if TYPE_CHECKING:
+    from conftest import Places
+
 FAMILY = """
 db.ddl.run(
-    "CREATE TABLE parent (id {ulid} NOT NULL PRIMARY KEY, name {text}, boss {ulid}, FOREIGN KEY (boss) REFERENCES parent (id)) {strict}",
+    "CREATE TABLE parent (id {ulid} NOT NULL PRIMARY KEY, name {text}, boss {ulid},"
+    " FOREIGN KEY (boss) REFERENCES parent (id)) {strict}",
     "CREATE TABLE child (id {ulid} NOT NULL PRIMARY KEY, parent {ulid} NOT NULL,"
     " FOREIGN KEY (parent) REFERENCES parent (id) ON DELETE CASCADE) {strict}",
     "CREATE TABLE other (id {ulid} NOT NULL PRIMARY KEY) {strict}",
@@ -29,7 +33,8 @@ db.ddl.guard("other", "insert", "another has a parent", unless="EXISTS (SELECT 1
 RESHAPE = """
 db.ddl.reshape(
     "parent",
-    body="(id {ulid} NOT NULL PRIMARY KEY, name {integer} NOT NULL, boss {ulid}, FOREIGN KEY (boss) REFERENCES parent (id)) {strict}",
+    body="(id {ulid} NOT NULL PRIMARY KEY, name {integer} NOT NULL, boss {ulid},"
+    " FOREIGN KEY (boss) REFERENCES parent (id)) {strict}",
     columns={"id": "id", "name": "CAST(COALESCE(name, '0') AS INTEGER)", "boss": "boss"},
     alter=[
         "DROP VIEW named",
@@ -43,11 +48,6 @@ db.ddl.reshape(
 
 
 @pytest.fixture
-def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExtraScripts:
-    return ExtraScripts(tmp_path / "scripts", monkeypatch)
-
-
-@pytest.fixture
 def family_url(scripts: ExtraScripts, migrated_url: str, url: str) -> str:
     scripts.add("9001_family", FAMILY)
     scripts.learn(url)
@@ -56,7 +56,7 @@ def family_url(scripts: ExtraScripts, migrated_url: str, url: str) -> str:
 
 
 def test_a_reshaped_parent_keeps_its_children_index_guards_and_views(
-    scripts: ExtraScripts, family_url: str, places: object, engine: str
+    scripts: ExtraScripts, family_url: str, places: Places, engine: str
 ) -> None:
     scripts.add("9002_reshape", RESHAPE)
     scripts.learn(places.empty(engine))  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ def test_a_reshape_that_drops_what_children_refer_to_is_undone(scripts: ExtraScr
         )
         """,
     )
-    with pytest.raises(MigrationFailed, match="dangling references: .*child|violates foreign key"):
+    with pytest.raises(MigrationFailed, match=r"dangling references: .*child|violates foreign key"):
         kagedb.connect(url=family_url)
     with kagedb.connect(url=family_url, read_only=True) as storage:
         assert schema.drift(storage.engine, "9001_family") == []
@@ -131,7 +131,7 @@ def test_a_reshape_outside_a_migration_is_refused(family_url: str) -> None:
         assert storage.database.execute_sql("SELECT COUNT(*) FROM child").fetchone() == (3,)
 
 
-def test_a_guard_is_replaced_by_a_script(scripts: ExtraScripts, family_url: str, places: object, engine: str) -> None:
+def test_a_guard_is_replaced_by_a_script(scripts: ExtraScripts, family_url: str, places: Places, engine: str) -> None:
     scripts.add(
         "9002_softer",
         """

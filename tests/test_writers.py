@@ -91,7 +91,6 @@ def write_from_everywhere(storage: Storage, url: str, seconds: float) -> None:
         actor for (actor,) in AuditEvent.select(AuditEvent.actor).where(AuditEvent.kind == "test.written").tuples()
     )
     assert by_actor == {f"daemon:{name}": done for name, (done, _) in results.items()}
-    print(results)
     assert max(slowest for _, slowest in results.values()) < LONGEST_WAIT_SECONDS
     # Every process has its turns, one writing thread in it or eight.
     fair = total / (PROCESSES + 1)

@@ -1,13 +1,17 @@
-"""What a durable audit event, and a run dispatched and finished, cost beside the same rows by hand and by Peewee.
+"""What a commit costs beside the same rows by hand and by plain Peewee: an audit event, a run dispatched and finished,
+and a small row in a relaxed transaction. The verbs are always durable, so the relaxed one is a row put by itself.
+With KAGED_BENCHMARK_POSTGRES_URL PostgreSQL is measured too, in a schema made and dropped.
 
-Usage: python contrib/benchmarks/append.py [--quick] [--postgres URL] [--operations N] [--rounds N]
+Usage: python contrib/benchmarks/append.py [--quick] [--operations N] [--rounds N]
 """
 
 from __future__ import annotations
 
 import argparse
+import secrets
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,20 +36,27 @@ from harness import (
 )
 
 import kagedb
+from kagedb.models.base import Counter
 from kagedb.storage import Storage
 
 RECORD = "AuditEvent.record"
-PLAIN = "same table, no chain, no triggers"
-TEXT = "TEXT key, two indexes"
-CHAINED = "same table, by hand"
+CHAINED = "by hand"
+"""The same rows in the same table, chain, triggers and all."""
+PLAIN = "no chain"
+"""The same table without chain and triggers."""
+TEXT = "TEXT key"
+"""The same with a ULID as the key, two indexes, and SQLite's usual pages of 4 KiB."""
 CREATE = "Model.create"
+"""By plain Peewee, in the table without chain and triggers."""
 
-RUN, RAW_RUN = "dispatch + finish", "two statements by hand"
+VERBS = "kagedb"
+EVENT = "One audit event a commit"
+RUN = "A run dispatched and finished, two commits"
+ROW = "One small row a commit"
 
 EVENT_GOALS = [Goal(RECORD, PLAIN, "cpu", 1.6), Goal(RECORD, PLAIN, "bytes", 1.2)]
 PAGE_GOAL = Goal(RECORD, TEXT, "bytes", 0.6)
 """About pages and b-trees: PostgreSQL's log takes rows."""
-RUN_GOALS = [Goal(RUN, RAW_RUN, "cpu", 2.0)]
 
 
 @dataclass
@@ -61,29 +72,23 @@ def rows_of(name: str) -> Rows:
     return Rows(project.id, kagedb.Session.start(project, title="night", actor="operator:benchmark"))
 
 
-def record(storage: Storage, durability: str, project: str, count: int) -> None:
+def record(project: str, count: int) -> None:
     subjects = plain.SUBJECTS
     for number in range(count):
         subject = subjects[number % len(subjects)]
-        if durability == "full":
-            kagedb.AuditEvent.record(plain.KIND, actor=plain.ACTOR, subject=subject, project=project, body=plain.BODY)
-        else:
-            with storage.transaction(durability):
-                kagedb.AuditEvent.record(
-                    plain.KIND, actor=plain.ACTOR, subject=subject, project=project, body=plain.BODY
-                )
+        kagedb.AuditEvent.record(plain.KIND, actor=plain.ACTOR, subject=subject, project=project, body=plain.BODY)
 
 
-def dispatch_and_finish(storage: Storage, durability: str, session: Any, count: int) -> None:
+def dispatch_and_finish(session: Any, count: int) -> None:
     for _ in range(count):
-        if durability == "full":
-            run = kagedb.Run.dispatch(session, agent="planner", input=plain.INPUT)
-            run.finish(output=plain.OUTPUT)
-        else:
-            with storage.transaction(durability):
-                run = kagedb.Run.dispatch(session, agent="planner", input=plain.INPUT)
-            with storage.transaction(durability):
-                run.finish(output=plain.OUTPUT)
+        run = kagedb.Run.dispatch(session, agent="planner", input=plain.INPUT)
+        run.finish(output=plain.OUTPUT)
+
+
+def put_relaxed(storage: Storage, count: int) -> None:
+    for _ in range(count):
+        with storage.transaction("relaxed"):
+            Counter.put(name=plain.new_ulid(), value=1)
 
 
 class Peewee:
@@ -109,6 +114,11 @@ class Peewee:
                     body=plain.dump(plain.BODY),
                 )
 
+    def put(self, count: int) -> None:
+        for _ in range(count):
+            with self.database.atomic():
+                plain.PlainCounter.create(name=plain.new_ulid(), value=1)
+
     def dispatch_and_finish(self, count: int) -> None:
         Run = plain.PlainRun
         for _ in range(count):
@@ -131,58 +141,59 @@ class Peewee:
 
 
 def cases(
-    storage: Storage, durability: str, rows: Rows, drivers: dict[str, plain.Driver], database: Any, other: Rows
-) -> tuple[list[Case], list[Case]]:
-    """The cases for events and for runs. `other` is what the drivers' and Peewee's own rows refer to."""
+    storage: Storage, rows: Rows, drivers: dict[str, plain.Driver], by_peewee: Peewee, other: Rows
+) -> dict[str, list[Case]]:
+    """The cases by durability and work. `other` is what rows by hand refer to."""
     appender = {name: plain.Appender(driver, other.project) for name, driver in drivers.items()}
-    by_peewee = Peewee(database, other.project, other.session.id)
-    events = [
-        Case(RECORD, partial(record, storage, durability, rows.project)),
-        Case(CHAINED, appender[CHAINED].chained),
-        Case(PLAIN, appender[PLAIN].plain),
-        Case(TEXT, appender[TEXT].text),
-        Case(CREATE, by_peewee.create),
-    ]
-    runs = [
-        Case(RUN, partial(dispatch_and_finish, storage, durability, rows.session)),
-        Case(RAW_RUN, partial(plain.dispatch_and_finish, drivers[CHAINED], other.session.id)),
-        Case("create + update", by_peewee.dispatch_and_finish),
-    ]
-    return events, runs
+    return {
+        EVENT: [
+            Case(RECORD, partial(record, rows.project)),
+            Case(CHAINED, appender[CHAINED].chained),
+            Case(PLAIN, appender[PLAIN].plain),
+            Case(TEXT, appender[TEXT].text),
+            Case(CREATE, by_peewee.create),
+        ],
+        RUN: [
+            Case(VERBS, partial(dispatch_and_finish, rows.session)),
+            Case(CHAINED, partial(plain.dispatch_and_finish, drivers[CHAINED], other.session.id)),
+            Case("create + update", by_peewee.dispatch_and_finish),
+        ],
+        ROW: [
+            Case("transaction + put", partial(put_relaxed, storage)),
+            Case(CHAINED, partial(plain.put, drivers[CHAINED])),
+            Case(CREATE, by_peewee.put),
+        ],
+    }
 
 
 def measure(
     where: str,
     given: argparse.Namespace,
     written: Callable[[], int],
-    setup: Callable[[str], Any],
+    setup: Callable[[str], AbstractContextManager[dict[str, list[Case]]]],
     *more_goals: Goal,
 ) -> None:
-    for durability in ("full", "relaxed"):
-        with setup(durability) as (events, runs):
+    for durability, work, baselines, goals in (
+        ("full", EVENT, [PLAIN, CHAINED, TEXT], [*EVENT_GOALS, *more_goals]),
+        ("full", RUN, [CHAINED], [Goal(VERBS, CHAINED, "cpu", 2.0)]),
+        ("relaxed", ROW, [CHAINED], []),
+    ):
+        with setup(durability) as ready:
             found = compare(
-                f"One audit event a commit, {where}, {durability}",
-                events,
+                f"{work}, {where}, {durability}",
+                ready[work],
                 operations=given.operations,
                 rounds=given.rounds,
                 written=written,
             )
-            found.print([PLAIN, CHAINED, TEXT], [*EVENT_GOALS, *more_goals])
-            found = compare(
-                f"A run dispatched and finished, {where}, {durability}",
-                runs,
-                operations=given.operations // 2,
-                rounds=given.rounds,
-                written=written,
-            )
-            found.print([RAW_RUN], RUN_GOALS)
+        found.print(baselines, goals)
 
 
 @contextmanager
-def on_sqlite(disk: Disk, durability: str) -> Iterator[Any]:
+def on_sqlite(disk: Disk, durability: str) -> Iterator[dict[str, list[Case]]]:
     """Each case has a file of its own on `disk`, with the same pragmas, and the TEXT key its usual 4 KiB pages."""
     with ExitStack() as stack:
-        place = Path(stack.enter_context(_directory(disk.directory)))
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=disk.directory)))
         with open_store(sqlite_url(place / "by-hand.db"), place):
             other = rows_of("by hand")
         (place / "peewee.db").write_bytes((place / "by-hand.db").read_bytes())
@@ -202,18 +213,19 @@ def on_sqlite(disk: Disk, durability: str) -> Iterator[Any]:
         with database.bind_ctx(plain.PLAIN_MODELS), database.connection_context():
             plain.Sqlite(database.connection()).make(*plain.PLAIN_EVENT)
             storage = stack.enter_context(open_store(sqlite_url(place / "kaged.db"), place))
-            yield cases(storage, durability, rows_of("kaged"), drivers, database, other)
+            by_peewee = Peewee(database, other.project, other.session.id)
+            yield cases(storage, rows_of("kaged"), drivers, by_peewee, other)
 
 
 @contextmanager
-def on_postgres(url: str, schema: str, directory: Path, durability: str) -> Iterator[Any]:
+def on_postgres(url: str, schema: str, directory: Path, durability: str) -> Iterator[dict[str, list[Case]]]:
     """All in one schema: the audit events of kagedb and those by hand make one chain there, which changes nothing."""
     import psycopg2
 
     with ExitStack() as stack:
-        place = Path(stack.enter_context(_directory(directory)))
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         storage = stack.enter_context(open_store(url, place, storage__schema=schema))
-        rows = rows_of(durability)
+        rows = rows_of(secrets.token_hex(4))
         options = f"-c search_path={schema}"
         drivers: dict[str, plain.Driver] = {}
         for name in (CHAINED, PLAIN, TEXT):
@@ -225,19 +237,9 @@ def on_postgres(url: str, schema: str, directory: Path, durability: str) -> Iter
         commit = "on" if durability == "full" else "off"
         database = peewee.PostgresqlDatabase(url, options=f"{options} -c synchronous_commit={commit}")
         with database.bind_ctx(plain.PLAIN_MODELS), database.connection_context():
-            events, runs = cases(storage, durability, rows, drivers, database, rows)
-            peewees = Peewee(database, rows.project, rows.session.id)
-            peewees.seq = 1 << 40  # beside the rows by hand, in the same table
-            events[-1] = Case(CREATE, peewees.create)
-            yield events, runs
-
-
-@contextmanager
-def _directory(parent: Path) -> Iterator[str]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir=parent) as directory:
-        yield directory
+            by_peewee = Peewee(database, rows.project, rows.session.id)
+            by_peewee.seq = 1 << 40  # beside the rows by hand, in the same table
+            yield cases(storage, rows, drivers, by_peewee, rows)
 
 
 def main() -> None:

@@ -139,8 +139,8 @@ class Results:
 
     def print(self, baselines: Sequence[str], goals: Sequence[Goal] = ()) -> None:
         """A Markdown table: each case, its figures, and their ratios to each of the baselines; then the goals."""
-        names = {**MEASURES, **{measure: measure for _, measure in self.rounds}}
-        measures = [measure for measure in names if (self.cases[0], measure) in self.rounds]
+        measures = [measure for case, measure in self.rounds if case == self.cases[0]]
+        names = {measure: MEASURES.get(measure, measure) for measure in measures}
         head = ["case"]
         for measure in measures:
             head += [names[measure], *(f"x {name}" for name in baselines)]
@@ -197,13 +197,16 @@ def compare(
 
 
 def arguments(description: str, **counts: tuple[int, int]) -> argparse.Namespace:
-    """The command line of a benchmark: `--quick`, `--postgres URL`, and a number for each of `counts` (full, quick)."""
+    """The command line of a benchmark: `--quick`, and a number for each of `counts` (full, quick).
+
+    `postgres` in the answer is the URL in KAGED_BENCHMARK_POSTGRES_URL: no argument, since it may hold a secret.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a few operations: shows that it works, measures nothing")
-    parser.add_argument("--postgres", metavar="URL", default="", help="measure PostgreSQL, in a schema made and dropped")
     for name, (full, _) in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"by default {full:,}")
     given = parser.parse_args()
+    given.postgres = os.environ.get("KAGED_BENCHMARK_POSTGRES_URL", "")
     for name, (full, quick) in counts.items():
         if getattr(given, name) is None:
             setattr(given, name, quick if given.quick else full)

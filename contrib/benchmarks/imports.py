@@ -55,9 +55,8 @@ class PlainEvent(peewee.Model):
         legacy_table_names = False
 with database.connection_context():
     last = PlainEvent.select(peewee.fn.MAX(PlainEvent.seq)).scalar() or 0
-    PlainEvent.create(
-        seq=last + 1, at=time.time_ns() // 10**6, kind="policy.decision", actor="agent:planner", body=json.dumps({"a": 1})
-    )
+    at, body = time.time_ns() // 10**6, json.dumps({"a": 1})
+    PlainEvent.create(seq=last + 1, at=at, kind="policy.decision", actor="agent:planner", body=body)
 """,
     "kagedb": WITHOUT_PSYCOPG2
     + """
@@ -104,7 +103,7 @@ def install(directory: Path) -> None:
 def start(code: str, *arguments: str) -> tuple[float, float, str]:
     """Run `code` in an interpreter of its own. Gives wall and CPU in ms, and what it printed."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-S", "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-SP", "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

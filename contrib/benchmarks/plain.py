@@ -190,9 +190,26 @@ def dispatch_and_finish(driver: Driver, session: str, count: int) -> None:
         end()
 
 
+def put(driver: Driver, count: int) -> None:
+    run, end, begin = driver.run, driver.end, driver.begin
+    for _ in range(count):
+        if begin:
+            run(begin)
+        run("INSERT INTO counter (name, value) VALUES (?, ?)", (new_ulid(), 1))
+        end()
+
+
 class PlainModel(peewee.Model):
     class Meta:
         legacy_table_names = False
+
+
+class PlainCounter(PlainModel):
+    name = peewee.TextField(primary_key=True)
+    value = peewee.BigIntegerField()
+
+    class Meta:
+        table_name = "counter"
 
 
 class PlainEvent(PlainModel):
@@ -255,4 +272,4 @@ class PlainRun(PlainModel):
         table_name = "run"
 
 
-PLAIN_MODELS = [PlainEvent, PlainAuditEvent, PlainSession, PlainRun]
+PLAIN_MODELS = [PlainCounter, PlainEvent, PlainAuditEvent, PlainSession, PlainRun]

@@ -21,12 +21,20 @@ _FAMILIES = {
     "status": "store",
     "migrate": "store",
     "config": "store",
+    "check": "check",
+    "backup": "backup",
+    "backups": "backup",
+    "verify": "backup",
+    "restore": "backup",
     "project": "project",
     "prompt": "prompt",
     "plugin": "plugin",
     "session": "session",
     "run": "run",
+    "transcript": "transcript",
     "audit": "audit",
+    "systemd": "systemd",
+    "record": "record",
 }
 """Each command, in the order of the help, and the file it is in, where it has the same name."""
 

@@ -24,7 +24,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _KEYS = ("seq", "at", "kind", "actor", "subject", "project")
 
 
-class TimeType(click.ParamType):
+class TimeType(click.ParamType):  # type: ignore[type-arg]
     """A time as people type it, in the zone of the host, as Unix milliseconds."""
 
     name = "time"
@@ -47,7 +47,9 @@ def audit() -> None:
 
 
 @audit.command("list")
-@click.option("--since", type=TimeType(), help="Not before this time: 2026-11-24, 2026-11-24T08:10, or 30d for 30 days ago.")
+@click.option(
+    "--since", type=TimeType(), help="Not before this time: 2026-11-24, 2026-11-24T08:10, or 30d for 30 days ago."
+)
 @click.option("--until", type=TimeType(), help="Before this time.")
 @click.option("--kind", help="Only this kind, such as policy.decision; policy is all that begin so.")
 @click.option("--actor", help="Only what this actor did, such as operator:ana.")
@@ -182,7 +184,9 @@ def key(options: Options, new: bool, replace: bool) -> None:
 
 @audit.command
 @click.option("--expect", multiple=True, metavar="SEQ:HASH", help="An anchor noted before; may be given several times.")
-@click.option("--key", "key_file", type=click.File("r"), help="A file with the first key of the seals, as it was printed.")
+@click.option(
+    "--key", "key_file", type=click.File("r"), help="A file with the first key of the seals, as it was printed."
+)
 @json_option
 @pass_options
 @click.pass_context
@@ -302,4 +306,3 @@ def _progress(options: Options, label: str) -> Iterator[Callable[[int, int], Non
             bar.update(done - bar.pos)
 
         yield advance
-

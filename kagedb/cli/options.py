@@ -55,9 +55,7 @@ class Options:
             click.echo(text, err=True)
 
     @contextmanager
-    def reading(
-        self, *, any_schema: bool = False, scripts: bool = False, snapshot: bool = True
-    ) -> Iterator[Storage]:
+    def reading(self, *, any_schema: bool = False, scripts: bool = False, snapshot: bool = True) -> Iterator[Storage]:
         """The store, opened to be read, in one snapshot unless it is to be watched.
 
         Print after the block: a reader that stops reading must not hold the snapshot. Raises SchemaTooOld where

@@ -116,9 +116,11 @@ def show_table(rows: Sequence[Row], keys: Sequence[str]) -> None:
         return
     cells = [[_heading(key).upper() for key in keys], *([_cell(key, row[key]) for key in keys] for row in rows)]
     widths = [max(_width(line[column]) for line in cells) for column in range(len(keys) - 1)]
+    lines = []
     for line in cells:
         padded = [text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=False)]
-        click.echo("  ".join([*padded, line[-1]]).rstrip())
+        lines.append("  ".join([*padded, line[-1]]).rstrip())
+    click.echo("\n".join(lines))
 
 
 def show_list(rows: list[Row], keys: Sequence[str], options: Options, *, as_json: bool, limit: int) -> None:
@@ -131,7 +133,7 @@ def show_list(rows: list[Row], keys: Sequence[str], options: Options, *, as_json
     if not rows and not as_json:
         options.note("there are none")
     if len(shown) < len(rows):
-        options.note(f"only {limit} are shown, there are more: --limit 0 shows all")
+        options.note(f"there are more than {limit}: --limit 0 shows all")
 
 
 def limited(query: Any, limit: int) -> list[Row]:
@@ -150,7 +152,7 @@ def show_record(record: Row) -> None:
 
 
 def show_block(title: str, value: Any) -> None:
-    """Print text of several lines, or a JSON value, under a title."""
+    """Print text of several lines, or a JSON value, under a title; one that is text, as that text."""
     text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
     click.echo(f"\n{title}:")
     click.echo(visible(text, lines=True).removesuffix("\n"))

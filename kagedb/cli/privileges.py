@@ -69,6 +69,23 @@ def become_owner(settings: Settings, *, scripts: bool = False) -> None:
         )
 
 
+def require_own_store(settings: Settings) -> None:
+    """For a command that acts for who runs it: where root would have to become the store's owner, refuse.
+
+    Raises StorageForbidden.
+    """
+    if os.geteuid() != 0:
+        return
+    place = settings.url.path or os.fspath(settings.home)
+    owner = _owner(place)
+    if owner.st_uid != 0:
+        name = user_name(owner.st_uid)
+        raise StorageForbidden(
+            f"the store {place} belongs to the user {name}, and nothing is run as somebody else",
+            f"act as that user: sudo -u {name} kaged ...",
+        )
+
+
 def prepare_home(settings: Settings) -> str:
     """For `init` by root in system mode: make the home, and give it to the user `kaged` where that user exists.
 

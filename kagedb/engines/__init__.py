@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..settings import Settings
+    from .archive import Reader
     from .engine import Engine
 
 
@@ -18,3 +19,14 @@ def open_engine(settings: Settings, *, read_only: bool = False) -> Engine:
     from .postgres import PostgresEngine
 
     return PostgresEngine(settings, read_only=read_only)
+
+
+def open_reader(name: str, settings: Settings) -> Reader:
+    """What reads the backup sets of the engine `name`, whichever one the store of `settings` is on."""
+    if name == "sqlite":
+        from .sqlite_archive import SqliteReader
+
+        return SqliteReader()
+    from .postgres_archive import PostgresReader
+
+    return PostgresReader(settings)

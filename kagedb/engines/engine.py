@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from ..settings import Settings
+    from .archive import Archiver
     from .database import StoreDatabase
 
 HISTORY_TABLE = "schema_migration"
@@ -65,6 +66,11 @@ class Engine(ABC):
     @abstractmethod
     def place(self) -> str:
         """Where the store is, for people; never with a secret."""
+
+    @property
+    @abstractmethod
+    def audit_key_path(self) -> Path:
+        """Where the current key of the audit log's seals is kept, if there is one: beside the store, never in it."""
 
     @abstractmethod
     def open(self, *, create: bool) -> None:
@@ -154,6 +160,10 @@ class Engine(ABC):
     @abstractmethod
     def copy_aside(self, directory: Path) -> Path:
         """A verified copy of the whole store, from one snapshot, under a new name in `directory`. Gives its path."""
+
+    @abstractmethod
+    def archiver(self) -> Archiver:
+        """How the store is copied into a backup set and brought back (archive.py)."""
 
     @abstractmethod
     def require_space(self) -> None:

@@ -61,6 +61,11 @@ class LockFile:
             found._users += 1
             return found
 
+    @classmethod
+    def start_anew(cls) -> None:
+        """In a forked child: the thread that held the guard is not here."""
+        cls._guard = threading.Lock()
+
     def close(self) -> None:
         """Give back every lock of this process on the file, once the last user is done."""
         with self._guard:

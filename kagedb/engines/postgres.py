@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import StorageError, StorageForbidden, StorageNotFound
 from ..fields import Limits
@@ -19,6 +20,9 @@ from .ddl import PostgresDDL
 from .engine import HISTORY_TABLE, Figures
 from .postgres_database import PostgresStoreDatabase
 from .postgres_locks import PostgresLocks
+
+if TYPE_CHECKING:
+    from .archive import Archiver
 
 
 class PostgresEngine(PostgresLocks):
@@ -31,13 +35,17 @@ class PostgresEngine(PostgresLocks):
         super().__init__(settings, read_only=read_only)
         self.schema = settings.schema
         self.database = PostgresStoreDatabase(self)
-        self.database.limits = Limits(settings.json_bytes, settings.json_depth, settings.text_bytes)
+        self.database.limits = Limits.of(settings)
         self.database.slow_transaction_ms = settings.slow_transaction_ms
         self.database.ddl = PostgresDDL(self.database, self.schema)
 
     @property
     def place(self) -> str:
         return f"{self.server.url.redacted} (schema {self.schema})"
+
+    @property
+    def audit_key_path(self) -> Path:
+        return Path(self.settings.home) / "audit.key"
 
     # Opening and closing.
 
@@ -47,9 +55,13 @@ class PostgresEngine(PostgresLocks):
             raise StorageNotFound(f"there is no store at {self.place}", "make one with: kaged init")
 
     def exists(self) -> bool:
-        found = self.database.raw("SELECT to_regclass(?) IS NOT NULL", (f'"{self.schema}".{HISTORY_TABLE}',)).fetchone()
+        # By the catalogue, which may be read without any right to the schema.
+        found = self.database.raw(
+            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ? AND c.relname = ?",
+            (self.schema, HISTORY_TABLE),
+        ).fetchone()
         self.database.statement_done()
-        return bool(found[0])
+        return found is not None
 
     def close(self) -> None:
         self.database.close_for_good(self.settings.busy_timeout_ms / 1000)
@@ -159,6 +171,11 @@ class PostgresEngine(PostgresLocks):
             with open(target / "catalogue.txt", "x", opener=_private) as text:
                 text.write("\n".join(self.catalogue()) + "\n")
         return target
+
+    def archiver(self) -> Archiver:
+        from .postgres_archive import PostgresArchiver
+
+        return PostgresArchiver(self)
 
     def require_space(self) -> None:
         """The server's disk is not to be seen from here; a full one undoes the migration."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .transactions import StoreDatabase
+    from .database import StoreDatabase
 
 PLUGIN_TABLE = re.compile(r"p_.+__")
 """Tables of plugins have a ledger of their own and are not part of the schema."""

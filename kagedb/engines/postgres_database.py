@@ -26,7 +26,7 @@ from ..errors import (
 )
 from .database import StoreDatabase
 from .ddl import REFUSAL
-from .postgres_server import alive
+from .postgres_server import alive, driver, lost
 from .transactions import RELAXED
 from .turns import FairSemaphore
 
@@ -63,7 +63,7 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
         settings = engine.settings
         self.engine = engine
         self.settings = settings
-        super().__init__(settings.url.redacted)
+        super().__init__(settings.url.redacted, max_connections=None)
         self._places = FairSemaphore(settings.pool_size)
         self.read_only = engine.read_only
 
@@ -163,7 +163,7 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
         connection = self._state.conn
         if connection is None:
             return
-        if not connection.closed:
+        if not lost(connection):
             try:
                 self.raw("ROLLBACK")
                 return
@@ -172,7 +172,7 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
         self.close()
 
     def can_roll_back_to_savepoint(self) -> bool:
-        return not self._state.conn.closed
+        return not lost(self._state.conn)
 
     def strengthen(self) -> None:
         self.raw(f"SET LOCAL synchronous_commit = {self.engine.server.full_commit}")
@@ -232,8 +232,10 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
         if self.closed_for_good:
             return StorageClosed("the store is closed", "open it again with kagedb.connect()")
         connection = self._state.conn
-        lost = connection is not None and connection.closed
-        if lost or code[:2] == "08" or code in ("57P01", "57P02", "57P03"):
+        is_lost = connection is not None and lost(connection)
+        # Not always seen by psycopg2 at once; but what has no SQLSTATE did not come from the server.
+        is_lost = is_lost or (not code and type(driver) in (_driver.DatabaseError, _driver.OperationalError))
+        if is_lost or code[:2] == "08" or code in ("57P01", "57P02", "57P03"):
             return StorageUnavailable(
                 f"the connection to the PostgreSQL server was lost: {text}",
                 "nothing of the transaction was saved; try again",

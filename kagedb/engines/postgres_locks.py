@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StorageInUse, StorageUnavailable
 from .engine import STARTER_WAIT_SECONDS, USE_GRACE_SECONDS, Engine, Holder
-from .postgres_server import PostgresServer, alive, driver
+from .postgres_server import PostgresServer, alive, driver, lost
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -101,10 +101,13 @@ class PostgresLocks(Engine):
 
     def share(self) -> None:
         patience = self.settings.busy_timeout_ms / 1000
-        began = time.monotonic()
+        # Patience counts anew when a migration ends, which it may do between a try and the look at who migrates.
+        began = last_migrating = time.monotonic()
         while not self._try("try_advisory_lock_shared", "use"):
-            migrating = self.holder("starters") is not None
-            if time.monotonic() - began > (STARTER_WAIT_SECONDS if migrating else patience):
+            now = time.monotonic()
+            if self.holder("starters") is not None:
+                last_migrating = now
+            if now - began > STARTER_WAIT_SECONDS or now - last_migrating > patience:
                 raise StorageInUse(f"the store {self.place} is being migrated or replaced", "try again later")
             time.sleep(POLL_SECONDS)
         self._shares = self._holds = True
@@ -128,7 +131,7 @@ class PostgresLocks(Engine):
     def readmit(self) -> None:
         if self._excludes:
             self._excludes = False
-            if self._locks is not None and not self._locks.closed:
+            if self._locks is not None and not lost(self._locks):
                 self._ask("SELECT pg_advisory_unlock(%s)", self.key("use"))
 
     @contextmanager
@@ -141,7 +144,7 @@ class PostgresLocks(Engine):
         try:
             yield
         finally:
-            if self._locks is not None and not self._locks.closed:
+            if self._locks is not None and not lost(self._locks):
                 self._ask("SELECT pg_advisory_unlock(%s)", self.key("starters"))
 
     def own(self, description: str) -> None:
@@ -181,7 +184,7 @@ class PostgresLocks(Engine):
     def _ask(self, sql: str, *params: Any) -> Any:
         """One value from the connection for locks, which is opened where there is none."""
         with self._locks_guard:
-            if self._locks is not None and self._locks.closed:
+            if self._locks is not None and lost(self._locks):
                 self._forget_lock_connection()
             if self._locks is None:
                 self._holds = False

@@ -161,6 +161,10 @@ class PostgresServer:
             self.full_commit = commits
 
 
+TRANSACTION_STATUS_UNKNOWN = 4
+"""PQTRANS_UNKNOWN of libpq: the connection is bad."""
+
+
 def readable(connection: Any) -> bool:
     """Whether the server has said something on an idle connection: its end, or a notice."""
     poll = select.poll()
@@ -168,9 +172,14 @@ def readable(connection: Any) -> bool:
     return bool(poll.poll(0))
 
 
+def lost(connection: Any) -> bool:
+    """Whether the connection is known to be gone; psycopg2 does not always call it closed."""
+    return bool(connection.closed) or connection.info.transaction_status == TRANSACTION_STATUS_UNKNOWN
+
+
 def alive(connection: Any) -> bool:
     """Whether an idle connection still is one. Asks the server only where it has said something."""
-    if connection.closed:
+    if lost(connection):
         return False
     if not readable(connection):
         return True

@@ -15,6 +15,7 @@ import threading
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import peewee
 
@@ -24,13 +25,14 @@ from ..errors import (
     StorageCorrupt,
     StorageError,
     StorageFull,
+    StorageInUse,
     StorageNotFound,
 )
 from ..fields import Limits
 from ..settings import Settings, require_parent
 from . import forks, sqlite_catalogue, sqlite_forks
 from .ddl import SqliteDDL
-from .engine import HISTORY_TABLE, Figures
+from .engine import Figures
 from .locks import LockFile, WriterTurn
 from .places import (
     make_private_file,
@@ -40,8 +42,12 @@ from .places import (
     sync_file,
     writable,
 )
+from .sqlite_calls import CallGate
 from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
-from .sqlite_locks import SqliteLocks
+from .sqlite_locks import RESTORE_NOTE, SqliteLocks
+
+if TYPE_CHECKING:
+    from .archive import Archiver
 
 OLDEST_VERSION = (3, 38, 0)
 """The first SQLite with STRICT tables (3.37) and `->>` (3.38)."""
@@ -70,7 +76,7 @@ class SqliteEngine(SqliteLocks):
         assert settings.url.path is not None
         self.path = Path(os.path.realpath(settings.url.path))
         self.database = SqliteStoreDatabase(str(self.path), settings, read_only=read_only)
-        self.database.limits = Limits(settings.json_bytes, settings.json_depth, settings.text_bytes)
+        self.database.limits = Limits.of(settings)
         self.database.slow_transaction_ms = settings.slow_transaction_ms
         self.database.ddl = SqliteDDL(self.database)
         self._scratch: Path | None = None
@@ -82,6 +88,12 @@ class SqliteEngine(SqliteLocks):
     def place(self) -> str:
         return str(self.path)
 
+    @property
+    def audit_key_path(self) -> Path:
+        # By the store, not by who asks: root and the daemon must find the same key.
+        default = self.path.name == "kaged.db"
+        return self.path.with_name("audit.key" if default else f"{self.path.name}.audit.key")
+
     # Opening and closing.
 
     def open(self, *, create: bool) -> None:
@@ -92,19 +104,50 @@ class SqliteEngine(SqliteLocks):
                 "install a newer one with the extra: pip install 'kagedb[sqlite]'",
             )
         refuse_foreign(self.path)
+        if self.beside(RESTORE_NOTE).exists():
+            self._settle_restore()
         self._check_file(create)
         refuse_network_file_system(self.path)
         if self.read_only and not writable(self.path.parent):
             self._open_in_read_only_place()
-        self._locks = LockFile.open(self.beside(".lock"), create=not self.read_only)
+        self._locks = LockFile.open(self.beside(".lock"), create=not self.read_only or self._may_leave_a_lock_file())
         if self._locks is not None and not self.read_only:
             self.database.turn = WriterTurn(self._locks, self.settings.busy_timeout_ms / 1000)
         forks.watch(self)
         if self.path.exists():
-            self._check_marks()
+            # First, so that no restore puts another file in place of the one that is opened.
+            self.share()
+            self.database.raw("SELECT 1")  # connects, which refuses what is no store
 
     def exists(self) -> bool:
         return self.path.exists()
+
+    def _settle_restore(self) -> None:
+        """Wait for the restore that is at work, or finish one that was cut off and say so."""
+        from .sqlite_archive import finish_exchange
+
+        try:
+            self._locks = LockFile.open(self.beside(".lock"), create=True)
+        except OSError as error:
+            raise StorageInUse(
+                f"a restore of the store {self.path} is at work or was cut off", "open it as its owner first"
+            ) from error
+        try:
+            self.share()
+            if self.beside(RESTORE_NOTE).exists():
+                self.unshare()
+                with self.starters_line():
+                    self.exclude()
+                    finish_exchange(self)
+        finally:
+            self.release()
+
+    def _may_leave_a_lock_file(self) -> bool:
+        """Whether a reader may make the lock file, so that nobody migrates or replaces the store under it.
+
+        Not as another user, whose file would be in the owner's way.
+        """
+        return writable(self.path.parent) and self.path.stat().st_uid == os.geteuid()
 
     def _check_file(self, create: bool) -> None:
         if self.path.is_dir():
@@ -140,18 +183,6 @@ class SqliteEngine(SqliteLocks):
         shutil.copyfile(wal, copy.with_name(copy.name + "-wal"))
         self.database.database = str(copy)
 
-    def _check_marks(self) -> None:
-        database = self.database
-        if database.raw("PRAGMA application_id").fetchone()[0] == APPLICATION_ID or self._has_history():
-            return
-        raise StorageCorrupt(
-            f"{self.path} is a SQLite database, but not a kaged store", "check the path in the storage URL"
-        )
-
-    def _has_history(self) -> bool:
-        found = self.database.raw("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (HISTORY_TABLE,))
-        return found.fetchone() is not None
-
     def close(self) -> None:
         database = self.database
         database.close_for_good(self.settings.busy_timeout_ms / 1000)
@@ -166,16 +197,22 @@ class SqliteEngine(SqliteLocks):
     # Forks.
 
     def before_fork(self) -> None:
-        state = self.database._state
-        turn = self.database.turn
-        self._paused = turn is not None and turn.pause(self.settings.busy_timeout_ms / 1000)
-        if state.transactions:
+        database = self.database
+        turn = database.turn
+        patience = self.settings.busy_timeout_ms / 1000
+        self._paused = turn is not None and turn.pause(patience)
+        nobody_inside = database.calls.pause(patience)
+        self._unusable_after_fork = ""
+        if database._state.transactions:
             self._unusable_after_fork = "inside a transaction"
         elif turn is not None and not self._paused:
             self._unusable_after_fork = "while another thread was writing"
+        elif not nobody_inside:
+            self._unusable_after_fork = "while another thread was reading"
 
     def after_fork_in_parent(self) -> None:
         self._unusable_after_fork = ""
+        self.database.calls.resume()
         if self._paused and self.database.turn is not None:
             self.database.turn.resume()
 
@@ -186,8 +223,11 @@ class SqliteEngine(SqliteLocks):
         database._by_thread.clear()
         database._lock = threading.Lock()
         database._state.reset()
+        database.calls = CallGate()
+        database.busy_threads.clear()
         if database.turn is not None:
             database.turn.start_anew()
+        LockFile.start_anew()
         self._shares = self._owns = False
         if inherited:
             self._read_marks = sqlite_forks.read_marks_of_parent(database.database)
@@ -321,6 +361,11 @@ class SqliteEngine(SqliteLocks):
         os.rename(part, target)
         sync_directory(directory)
         return target
+
+    def archiver(self) -> Archiver:
+        from .sqlite_archive import SqliteArchiver
+
+        return SqliteArchiver(self)
 
     def require_space(self) -> None:
         wanted = 2 * self.size_bytes() + SPARE_BYTES

@@ -95,7 +95,8 @@ def _indexes(database: StoreDatabase, table: str, texts: dict[tuple[str, str], s
         # An index that a constraint makes has a name that SQLite numbers.
         shown = name if origin == "c" else {"pk": "of the primary key", "u": "of a unique constraint"}[origin]
         line = f"index on {table} {shown}{' UNIQUE' if unique else ''} ({', '.join(columns)})"
-        text = _one_line(texts["index", name])
+        # The key of a table without rowid is an index that sqlite_master does not have.
+        text = _one_line(texts.get(("index", name), ""))
         if any(column is None and is_key for _, _, column, _, _, is_key in parts):
             line += f" with an expression: {text}"
         elif partial:

@@ -28,8 +28,10 @@ from ..errors import (
 from ..settings import Settings
 from .database import StoreDatabase
 from .ddl import REFUSAL
+from .engine import HISTORY_TABLE
 from .locks import WriterTurn
 from .places import room_is_out, sync_file
+from .sqlite_calls import CallGate, Rows
 from .transactions import FULL
 
 sqlite3 = peewee.sqlite3
@@ -64,8 +66,18 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
         self.creating = False
         self.turn: WriterTurn | None = None
         self.before_connecting: Callable[[], None] | None = None
+        self.calls = CallGate()
 
     # Connections.
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        # The gate before Peewee's lock, here as in every statement that connects by itself.
+        with self.calls:
+            return super().connect(reuse_if_open)
+
+    def close(self) -> bool:
+        with self.calls:
+            return bool(super().close())
 
     def _connect(self) -> Any:
         if self.before_connecting is not None:
@@ -100,19 +112,10 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
             execute("PRAGMA journal_mode = MEMORY")
             execute("PRAGMA synchronous = OFF")
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        elif not self.read_only:
-            if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                with self.alone():
-                    mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                if mode != "wal":
-                    raise StorageError(
-                        f"{self.database} cannot be put into WAL mode (it stays in {mode} mode)",
-                        "keep the store on a local file system that supports shared memory",
-                    )
-            execute("PRAGMA synchronous = FULL")
-            execute(f"PRAGMA journal_size_limit = {settings.journal_size_limit_kib * 1024}")
-            pages = max(1, settings.wal_autocheckpoint_kib * 1024 // self._page_size(connection))
-            execute(f"PRAGMA wal_autocheckpoint = {pages}")
+        else:
+            self._refuse_other_databases(execute)
+            if not self.read_only:
+                self._prepare_to_write(connection)
         execute("PRAGMA foreign_keys = ON")
         if execute("PRAGMA foreign_keys").fetchone()[0] != 1:
             raise StorageError("this SQLite cannot enforce foreign keys", "install the extra: kagedb[sqlite]")
@@ -121,6 +124,33 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
         execute(f"PRAGMA cache_size = -{settings.cache_kib}")
         execute("PRAGMA mmap_size = 0")
         self._state.synchronous = _FULL
+
+    def _prepare_to_write(self, connection: Any) -> None:
+        settings = self.settings
+        execute = connection.execute
+        if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            with self.alone():
+                mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":
+                raise StorageError(
+                    f"{self.database} cannot be put into WAL mode (it stays in {mode} mode)",
+                    "keep the store on a local file system that supports shared memory",
+                )
+        execute("PRAGMA synchronous = FULL")
+        execute(f"PRAGMA journal_size_limit = {settings.journal_size_limit_kib * 1024}")
+        pages = max(1, settings.wal_autocheckpoint_kib * 1024 // self._page_size(connection))
+        execute(f"PRAGMA wal_autocheckpoint = {pages}")
+
+    def _refuse_other_databases(self, execute: Callable[..., Any]) -> None:
+        # First of all: going into WAL mode would change somebody else's file.
+        if execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
+            return
+        # A store reloaded from a dump has lost its mark, but not its history.
+        history = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        if execute(history, (HISTORY_TABLE,)).fetchone() is None:
+            raise StorageCorrupt(
+                f"{self.database} is a SQLite database, but not a kaged store", "check the path in the storage URL"
+            )
 
     def _page_size(self, connection: Any) -> int:
         return int(connection.execute("PRAGMA page_size").fetchone()[0])
@@ -141,6 +171,18 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
             connection.close()
         finally:
             self.turn.release()
+
+    # Statements.
+
+    def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
+        with self.calls:
+            cursor = super().raw(sql, params)
+        return Rows(cursor, self.calls) if cursor.description else cursor
+
+    def _execute(self, sql: str, params: Any, options: dict[str, Any]) -> Any:
+        with self.calls:
+            cursor = super()._execute(sql, params, options)
+        return Rows(cursor, self.calls) if cursor.description else cursor
 
     # Transactions.
 

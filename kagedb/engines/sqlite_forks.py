@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 from ..errors import StorageError
-from .locks import holder_of
+from .locks import SHORTEST_POLL_SECONDS, holder_of
 
 # os_unix.c and wal.c: where SQLite's own locks are. A connection to a WAL database holds SHARED on the database and
 # the dead man's switch on the -shm for its whole life; a reader holds one of the five read marks.
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 _DEAD_MAN_SWITCH = 128
 _READ_MARKS_FIRST, _READ_MARKS = 123, 5
+
+READ_MARK_WAIT_SECONDS = 5.0
+"""A read mark is held exclusively for microseconds, but by a process that may not be running just then."""
 
 
 def read_marks_of_parent(path: str) -> list[int]:
@@ -47,7 +51,7 @@ def take_believed_locks(path: str, read_marks: list[int]) -> None:
         fcntl.lockf(database[0], fcntl.LOCK_SH | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)
         fcntl.lockf(shared[0], fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _DEAD_MAN_SWITCH)
         for mark in read_marks:
-            fcntl.lockf(shared[0], fcntl.LOCK_SH | fcntl.LOCK_NB, 1, mark)
+            _take_read_mark(shared[0], mark)
         if not (_descriptors(path) and _descriptors(path + "-shm") and _descriptors(path + "-wal")):
             raise BlockingIOError
     except (BlockingIOError, PermissionError):
@@ -55,6 +59,19 @@ def take_believed_locks(path: str, read_marks: list[int]) -> None:
             f"the store {path} was closed by the parent since this process was forked, and SQLite cannot open it here",
             "start the child with a fresh interpreter (subprocess, or multiprocessing's spawn)",
         ) from None
+
+
+def _take_read_mark(descriptor: int, mark: int) -> None:
+    # Readers and checkpoints take one exclusively for the instant in which they move it.
+    deadline = time.monotonic() + READ_MARK_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, mark)
+            return
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(SHORTEST_POLL_SECONDS)
 
 
 def _descriptors(path: str) -> list[int]:

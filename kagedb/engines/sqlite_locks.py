@@ -20,6 +20,9 @@ from .places import make_private_file
 SHARE_POLL_SECONDS = 0.05
 """Between looks at who keeps the store from being shared: migrations take seconds, a busy starter an instant."""
 
+RESTORE_NOTE = ".restore"
+"""Ends the name of a file beside the database that is there while a restore is at work, or where one was cut off."""
+
 
 class SqliteLocks(Engine):
     """The locks of a store in a file; the rest of the engine is SqliteEngine."""
@@ -37,18 +40,23 @@ class SqliteLocks(Engine):
         if self._locks is None or self._shares:
             return
         patience = self.settings.busy_timeout_ms / 1000
-        began = time.monotonic()
+        # Patience counts anew when a migration ends, which it may do between a try and the look at who migrates.
+        began = last_migrating = time.monotonic()
         while not self._locks.lock(USE, SHARE_POLL_SECONDS, shared=True):
+            now = time.monotonic()
             if self._locks.holder(MIGRATION) is not None:
-                if time.monotonic() - began > STARTER_WAIT_SECONDS:
+                last_migrating = now
+                if now - began > STARTER_WAIT_SECONDS:
                     raise StorageInUse(f"the store {self.path} is still being migrated", "try again later")
-            elif time.monotonic() - began > patience:
+            elif now - last_migrating > patience:
                 who = Holder(self._locks.holder(USE) or 0)
                 raise StorageInUse(f"{who} is replacing or changing the store {self.path}", "try again later")
         self._shares = True
 
     def unshare(self) -> None:
         if self._locks is not None and self._shares:
+            # A connection must not outlast it: a restore may put another file in place.
+            self.database.close()
             self._locks.unlock(USE)
             self._shares = False
 
@@ -77,7 +85,7 @@ class SqliteLocks(Engine):
             self._locks.unlock(MIGRATION)
 
     def own(self, description: str) -> None:
-        if self._locks is None:
+        if self._locks is None or self.read_only:
             raise ReadOnlyStorage("a store opened to be read has no owner", "open it without read_only=True")
         if not self._locks.try_lock(OWNER):
             holder = self.owner() or Holder(0)

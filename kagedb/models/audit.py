@@ -62,7 +62,9 @@ class AuditEvent(Model):
         indexes = ((("subject",), False),)
 
     _head = Hot(
-        lambda: AuditEvent.select(AuditEvent.seq, AuditEvent.at, AuditEvent.hash).order_by(AuditEvent.seq.desc()).limit(1)
+        lambda: (
+            AuditEvent.select(AuditEvent.seq, AuditEvent.at, AuditEvent.hash).order_by(AuditEvent.seq.desc()).limit(1)
+        )
     )
 
     _empty = Hot(
@@ -77,9 +79,9 @@ class AuditEvent(Model):
     ) -> Self:
         """Append an event; on disk when it returns, or with the transaction around it.
 
-        `kind` is dotted words (`policy.decision`; `audit.` and `store.` are reserved), `actor` is `kind:name`, `subject`
-        a model or `table:id`, `project` a Project or its id (by default the subject's), `body` a JSON object. Raises
-        InvalidValue, LimitExceeded.
+        `kind` is dotted words (`policy.decision`; `audit.` and `store.` are reserved), `actor` is `kind:name`,
+        `subject` a model or `table:id`, `project` a Project or its id (by default the subject's), `body` a JSON
+        object. Raises InvalidValue, LimitExceeded.
         """
         if isinstance(kind, str) and kind.startswith(LOG_KINDS):
             # What is said of the log itself decides what may be redacted and pruned.
@@ -93,7 +95,8 @@ class AuditEvent(Model):
         """`record` for the package itself, reserved kinds included."""
         if not isinstance(kind, str) or len(kind) > KIND_CHARACTERS or not _KIND.fullmatch(kind):
             raise InvalidValue(
-                f"the kind of audit event {str(kind)[:60]!r} is not dotted lower-case words", "write it like policy.decision"
+                f"the kind of audit event {str(kind)[:60]!r} is not dotted lower-case words",
+                "write it like policy.decision",
             )
         check_actor(actor)
         if body is not None and not isinstance(body, dict):
@@ -110,7 +113,7 @@ class AuditEvent(Model):
             raise_floor(last)
             at = now_ms()
             if seq and at // DAY_MS != last // DAY_MS:
-                AuditSeal.close(seq, bytes(previous))
+                AuditSeal.close_in_passing(seq, bytes(previous))
             row = {
                 "seq": seq + 1,
                 "at": at,
@@ -125,7 +128,7 @@ class AuditEvent(Model):
             row["hash"] = hash_event(bytes(previous), **{name: row[name] for name in _HASHED})
             cls._insert.run(**row)
             if (seq + 1) % SEAL_EVENTS == 0:
-                AuditSeal.close(seq + 1, row["hash"])
+                AuditSeal.close_in_passing(seq + 1, row["hash"])
             store.notify(kind, named or f"audit_event:{seq + 1}", project_id)
         return cls._from_data(row)
 
@@ -149,7 +152,9 @@ class AuditEvent(Model):
         with bound_store().transaction():
             event = cls.by_id(seq)
             if event.kind.startswith(LOG_KINDS):
-                raise StateError(f"the audit event {seq} ({event.kind}) says what was done to the log and is kept whole")
+                raise StateError(
+                    f"the audit event {seq} ({event.kind}) says what was done to the log and is kept whole"
+                )
             if event.redacted:
                 raise StateError(f"the audit event {seq} is redacted already")
             done = cls.append(
@@ -188,35 +193,44 @@ class AuditSeal(Model):
     class Meta:
         table_name = "audit_seal"
 
-    _last = Hot(lambda: AuditSeal.select(AuditSeal.n, AuditSeal.last_seq).order_by(AuditSeal.n.desc()).limit(1))
+    _last = Hot(
+        lambda: AuditSeal.select(AuditSeal.n, AuditSeal.last_seq, AuditSeal.mac).order_by(AuditSeal.n.desc()).limit(1)
+    )
 
     @classmethod
     def close(cls, seq: int, head: bytes) -> Self | None:
         """Seal what is not sealed yet, up to the event `seq` with the hash `head`; inside the caller's transaction.
 
-        None where there is nothing to seal, or where the key that the operator asked for cannot be used: then the
-        events stay unsealed until it can, rather than being sealed without it or not recorded.
+        None where there is nothing to seal. Raises StorageError where the key that the operator asked for cannot be
+        used: a seal is not made without it.
         """
         store = bound_store()
-        n, sealed = cls._last.one() or (0, 0)
+        n, sealed, last_mac = cls._last.one() or (0, 0, None)
         if seq <= sealed:
             return None
-        row = {"n": n + 1, "first_seq": sealed + 1, "last_seq": seq, "head": head, "at": now_ms(), "pruned_at": None}
+        at = now_ms()
+        mac = store.seal_mac(n + 1, seal_message(n + 1, sealed + 1, seq, head, at))
+        if mac is None and last_mac is not None:
+            raise StorageError(
+                f"the last seal was made with a key, and {store.seal_key_place} is not there",
+                "put it back, or begin a new key: kaged audit key --new",
+            )
+        seal = cls.put(n=n + 1, first_seq=sealed + 1, last_seq=seq, head=head, at=at, mac=mac)
+        store.database.after_commit(partial(logger.info, "audit seal %d: anchor %d:%s", n + 1, seq, head.hex()))
+        return seal
+
+    @classmethod
+    def close_in_passing(cls, seq: int, head: bytes) -> None:
+        """`close`, while an event is recorded: that must not fail because of the key. The next seal covers it all."""
         try:
-            row["mac"] = store.seal_mac(n + 1, seal_message(n + 1, sealed + 1, seq, head, row["at"]))
+            cls.close(seq, head)
         except StorageError as error:
             logger.error("the audit log is not sealed up to %d:%s: %s", seq, head.hex(), error)
-            return None
-        cls._insert.run(**row)
-        store.database.after_commit(partial(logger.info, "audit seal %d: anchor %d:%s", n + 1, seq, head.hex()))
-        return cls._from_data(row)
 
     @classmethod
     def close_all(cls) -> Self | None:
         """Seal everything that is not sealed yet; None where there is nothing. Raises StorageError for a bad key."""
-        store = bound_store()
-        with store.transaction():
-            store.check_seal_key()
+        with bound_store().transaction():
             return cls.close(*AuditEvent.head())
 
 
@@ -257,5 +271,3 @@ def hash_event(
         body_hash,
     )
     return hashlib.sha256(b"".join(b"-" if part is None else b"%d:%b" % (len(part), part) for part in parts)).digest()
-
-

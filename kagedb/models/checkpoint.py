@@ -1,19 +1,36 @@
-"""Debug checkpoints: the states of a session to resume from or roll back to."""
+"""Debug checkpoints: the states of a session to resume from, roll back to or fork.
+
+Each checkpoint has its whole state, as a tree of blobs that it shares with others (state_tree.py); parents only say
+where it came from. What to remove, and when, is in kagedb.operations.checkpoints.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 import peewee
 
-from ..fields import TITLE_CHARACTERS, BooleanField, MillisField, NameField, TextField
+from ..errors import LimitExceeded, NotFound, StateError, StorageCorrupt
+from ..fields import TITLE_CHARACTERS, BlobField, BooleanField, MillisField, NameField, TextField
 from ..identity import now_ms
-from .base import Identified, Model
-from .blob import Blob
+from .audit import AuditEvent
+from .base import Hot, Identified, Model, Parameter, bound_store, check_actor
+from .blob import Blob, next_id
 from .run import Run
-from .session import Session
+from .session import ENDED, Session
+from .state_diff import Difference, differences
+from .state_tree import expand, split_state, state_tree
+
+PAUSED, RESUMED = "paused", "resumed"
 
 
 class Checkpoint(Identified):
-    """One state; `root` is the blob that its tree of nodes begins with."""
+    """One state of a session; `root` is the digest of the blob that its tree begins with.
+
+    `state` is "paused" or, once the session has gone on from it, "resumed". `run` is None for a fork into another
+    session. Nothing of it changes but `state`, `pinned`, and `parent` where pruning removes that.
+    """
 
     session = peewee.ForeignKeyField(Session, backref="checkpoints")
     run = peewee.ForeignKeyField(Run, null=True, backref="checkpoints", index=False)
@@ -22,10 +39,201 @@ class Checkpoint(Identified):
     reason = TextField(max_length=TITLE_CHARACTERS)
     state = TextField()
     pinned = BooleanField(default=False)
-    root = peewee.ForeignKeyField(Blob, column_name="root", object_id_name="root_digest", index=False)
+    root = BlobField()
 
     class Meta:
         table_name = "checkpoint"
+
+    _newest = Hot(lambda: Checkpoint.select(Checkpoint.id).order_by(Checkpoint.id.desc()).limit(1))
+    _mark = Hot(
+        lambda: Checkpoint.update({Checkpoint.state: Parameter("state", Checkpoint.state)}).where(
+            Checkpoint.id == Parameter("id", Checkpoint.id)
+        )
+    )
+    _pin = Hot(
+        lambda: Checkpoint.update({Checkpoint.pinned: Parameter("pinned", Checkpoint.pinned)}).where(
+            Checkpoint.id == Parameter("id", Checkpoint.id)
+        )
+    )
+
+    @classmethod
+    def pause(
+        cls,
+        run: Run,
+        state: Any,
+        *,
+        label: str | None = None,
+        reason: str = "",
+        parent: Checkpoint | None = None,
+        binaries: Mapping[str, bytes] | None = None,
+    ) -> Self:
+        """Keep `state` (any JSON value; tuples become lists) and `binaries` as the state that the run's session has.
+
+        `parent` is a checkpoint of the same session, by default the one that the session stands on. Costs what differs
+        from states that are kept already. Raises InvalidValue, LimitExceeded before anything is written; StateError
+        where the session has ended; NotFound.
+        """
+        store = bound_store()
+        limits = store.database.limits
+        tree = state_tree(state, binaries or {}, limits.json_depth)
+        if tree.size > limits.state_bytes:
+            raise LimitExceeded(
+                f"the checkpoint's state has {tree.size:,} bytes; the limit is {limits.state_bytes:,}",
+                "raise limits.state_bytes in the config, or attach the large part to the run (run.attach)",
+            )
+        ready = Blob.pack(tree.nodes)
+        with store.transaction():
+            found = Run._parent_of.one(id=run.id)
+            if found is None:
+                raise NotFound(f"there is no run {run.id}", "list them with: kaged run list")
+            session_id = found[0]
+            _require_open(session_id)
+            if parent is None:
+                parent_id = CheckpointHead.of(session_id)
+            else:
+                parent_id = parent.id
+                if cls.by_id(parent_id).session_id != session_id:
+                    raise NotFound(f"the checkpoint {parent_id} is not in the session {session_id}")
+            Blob.keep(tree.nodes, ready)
+            return cls._add(session_id, run.id, parent_id, label, reason, tree.root)
+
+    @classmethod
+    def _add(
+        cls, session_id: str, run_id: str | None, parent_id: str | None, label: str | None, reason: str, root: bytes
+    ) -> Self:
+        """A new checkpoint, on which its session stands from now on; inside the caller's transaction."""
+        checkpoint = cls.put(
+            id=next_id(cls._newest),
+            session=session_id,
+            run=run_id,
+            parent=parent_id,
+            label=label,
+            reason=reason,
+            state=PAUSED,
+            root=root,
+        )
+        CheckpointHead.move(session_id, checkpoint.id)
+        bound_store().notify("checkpoint.paused", checkpoint.ref, checkpoint.audited_project)
+        return checkpoint
+
+    @classmethod
+    def head(cls, session: Session) -> Self | None:
+        """The checkpoint that the session stands on; None before its first."""
+        found = CheckpointHead.of(session.id)
+        return None if found is None else cls.by_id(found)
+
+    @classmethod
+    def of(cls, session: Session) -> list[Self]:
+        """Every checkpoint of a session, oldest first."""
+        return list(cls.rows(cls.select().where(cls.session == session.id).order_by(cls.id)))
+
+    def restore(self) -> Any:
+        """The state that was given to `pause`, every byte of it checked. Raises StorageCorrupt."""
+        return self._content()[0]
+
+    def binaries(self) -> dict[str, bytes]:
+        """The named byte strings that were given to `pause`, checked. Raises StorageCorrupt."""
+        return self._content()[1]
+
+    def _content(self) -> tuple[Any, dict[str, bytes]]:
+        try:
+            return split_state(expand(self.root, Blob.fetch))
+        except StorageCorrupt as error:
+            raise StorageCorrupt(
+                f"the state of the checkpoint {self.id} cannot be restored: {error.message}", error.hint
+            ) from error
+
+    def resume(self, *, actor: str) -> Any:
+        """Note that the session goes on from this checkpoint, and give its state.
+
+        Raises StateError where the session has ended or stands on another checkpoint (roll back first), or where it was
+        resumed from this one already; StorageCorrupt, and then nothing is noted.
+        """
+        check_actor(actor)
+        state = self.restore()
+        with bound_store().transaction():
+            current = Checkpoint.by_id(self.id)
+            _require_open(current.session_id)
+            if CheckpointHead.of(current.session_id) != self.id:
+                raise StateError(
+                    f"the session {current.session_id} stands on another checkpoint than {self.id}",
+                    "roll back to this one first",
+                )
+            if current.state != PAUSED:
+                raise StateError(f"the checkpoint {self.id} was resumed already", "roll back to it to resume it again")
+            self._mark.run(id=self.id, state=RESUMED)
+            AuditEvent.record("checkpoint.resumed", actor=actor, subject=current, body={"label": current.label})
+        self.__data__.update(current.__data__, state=RESUMED)
+        return state
+
+    def rollback(self, *, actor: str) -> None:
+        """Make the session stand on this checkpoint, paused; no other checkpoint changes or goes.
+
+        Raises StateError where the session has ended; StorageCorrupt where the state could not be restored.
+        """
+        check_actor(actor)
+        self.restore()
+        with bound_store().transaction():
+            current = Checkpoint.by_id(self.id)
+            _require_open(current.session_id)
+            before = CheckpointHead.of(current.session_id)
+            CheckpointHead.move(current.session_id, self.id)
+            self._mark.run(id=self.id, state=PAUSED)
+            AuditEvent.record(
+                "checkpoint.rolled_back", actor=actor, subject=current, body={"label": current.label, "from": before}
+            )
+        self.__data__.update(current.__data__, state=PAUSED)
+
+    def fork(self, *, actor: str, label: str | None = None, session: Session | None = None) -> Self:
+        """A new child with the same state, on which its session stands: from there it can go another way.
+
+        `session` is another session to go on in, of the same project; by default the checkpoint's own. No state is
+        copied. Raises StateError where the session has ended, NotFound where it is in another project.
+        """
+        check_actor(actor)
+        with bound_store().transaction():
+            current = Checkpoint.by_id(self.id)
+            session_id = current.session_id if session is None else session.id
+            _require_open(session_id)
+            elsewhere = session_id != current.session_id
+            if elsewhere and Session._project_of.one(id=session_id)[0] != current.audited_project:
+                raise NotFound(f"the session {session_id} is not in the project of the checkpoint {self.id}")
+            run_id = None if elsewhere else current.run_id
+            child = self._add(session_id, run_id, self.id, label, f"fork of {self.id}", current.root)
+            AuditEvent.record("checkpoint.forked", actor=actor, subject=child, body={"label": label, "of": self.id})
+        return child
+
+    def pin(self) -> None:
+        """Keep the checkpoint whatever is pruned."""
+        self._set_pinned(True)
+
+    def unpin(self) -> None:
+        """Let pruning remove the checkpoint again."""
+        self._set_pinned(False)
+
+    def _set_pinned(self, pinned: bool) -> None:
+        store = bound_store()
+        with store.transaction():
+            current = Checkpoint.by_id(self.id)
+            self._pin.run(id=self.id, pinned=pinned)
+            store.notify(f"checkpoint.{'pinned' if pinned else 'unpinned'}", self.ref, current.audited_project)
+        self.__data__["pinned"] = pinned
+
+    def diff(self, other: Checkpoint) -> list[Difference]:
+        """What is not the same in `other`, as changes from this state to that one."""
+        if self.root == other.root:
+            return []
+        (state, binaries), (other_state, other_binaries) = self._content(), other._content()
+        return [*differences(state, other_state), *differences(binaries, other_binaries, "binaries:")]
+
+    @property
+    def audited_project(self) -> str | None:
+        found = Session._project_of.one(id=self.session_id)
+        return None if found is None else str(found[0])
+
+
+# Deleting a checkpoint has to look for its children. Parents grow with the ids, so that it costs one page a checkpoint.
+Checkpoint.add_index(Checkpoint.index(Checkpoint.parent, where=Checkpoint.parent.is_null(False)))
 
 
 class CheckpointHead(Model):
@@ -37,3 +245,38 @@ class CheckpointHead(Model):
 
     class Meta:
         table_name = "checkpoint_head"
+
+    _of = Hot(
+        lambda: CheckpointHead.select(CheckpointHead.checkpoint).where(
+            CheckpointHead.session == Parameter("session", CheckpointHead.session)
+        )
+    )
+    _move = Hot(
+        lambda: CheckpointHead.update(
+            {
+                CheckpointHead.checkpoint: Parameter("checkpoint", CheckpointHead.checkpoint),
+                CheckpointHead.moved_at: Parameter("at", CheckpointHead.moved_at),
+            }
+        ).where(CheckpointHead.session == Parameter("session", CheckpointHead.session))
+    )
+
+    @classmethod
+    def of(cls, session_id: str) -> str | None:
+        """The id of the checkpoint that a session stands on; None before its first."""
+        row = cls._of.one(session=session_id)
+        return None if row is None else str(row[0])
+
+    @classmethod
+    def move(cls, session_id: str, checkpoint_id: str) -> None:
+        """Make the session stand on that checkpoint; inside the caller's transaction."""
+        at = now_ms()
+        if cls._move.run(session=session_id, checkpoint=checkpoint_id, at=at).rowcount == 0:
+            cls.put(session=session_id, checkpoint=checkpoint_id, moved_at=at)
+
+
+def _require_open(session_id: str) -> None:
+    found = Session._state_of.one(id=session_id)
+    if found is None:
+        raise NotFound(f"there is no session {session_id}", "list them with: kaged session list")
+    if found[0] == ENDED:
+        raise StateError(f"the session {session_id} has ended", "start another one, and fork a checkpoint into it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import peewee
 
@@ -14,8 +14,14 @@ from .audit import AuditEvent
 from .base import Hot, Identified, Model, Parameter, bound_store, check_actor
 from .project import Project
 
+if TYPE_CHECKING:
+    from .plugin_state import State
+
 PERMISSIONS = frozenset({"state", "tables", "files", "network", "processes", "secrets", "sessions", "prompts"})
 """What a manifest can ask for. The daemon enforces them; the store keeps what was asked and refuses unknown ones."""
+
+KEY_CHARACTERS = 500
+"""Longest key of the state: 4 bytes a character still fit PostgreSQL's 2,704-byte index entries, beside the id."""
 
 _PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """Also part of the names of the plugin's own tables, hence no more than SQL takes without quotes."""
@@ -96,16 +102,26 @@ class Plugin(Identified):
         self._switch(False, actor)
 
     def uninstall(self, *, actor: str) -> None:
-        """Remove the plugin and its state; that it was there remains known. Raises StateError where it is gone already."""
+        """Remove the plugin, its state and its tables; that it was there remains known.
+
+        Raises StateError where it is gone already.
+        """
         check_actor(actor)
         with bound_store().transaction():
             current = self._current()
-            gone = PluginState._wipe.run(plugin=self.id).rowcount
+            gone = self.state.wipe()
             current._apply(enabled=False, removed_at=now_ms())
             AuditEvent.record(
                 "plugin.uninstalled", actor=actor, subject=self, body={"name": self.name, "state_keys": gone}
             )
         self.__data__.update(current.__data__)
+
+    @property
+    def state(self) -> State:
+        """The keys and values that the plugin keeps."""
+        from .plugin_state import State
+
+        return State(self)
 
     def _switch(self, enabled: bool, actor: str) -> None:
         check_actor(actor)
@@ -126,7 +142,8 @@ class Plugin(Identified):
 
     def _apply(self, **changes: Any) -> None:
         self.__data__.update(changes)
-        self._change.run(**{name: self.__data__[name] for name in ("id", "version", "manifest", "enabled", "removed_at")})
+        values = ("id", "version", "manifest", "enabled", "removed_at")
+        self._change.run(**{name: self.__data__[name] for name in values})
 
     @property
     def audited_project(self) -> str:
@@ -137,16 +154,20 @@ class PluginState(Model):
     """One key of a plugin's state."""
 
     plugin = peewee.ForeignKeyField(Plugin, index=False)
-    key = TextField(max_length=500)
-    value = JSONField()
+    key = TextField(max_length=KEY_CHARACTERS)
     revision = IntegerField()
     expires_at = MillisField(null=True)
+    size = IntegerField()
+    value = JSONField()
 
     class Meta:
         table_name = "plugin_state"
         primary_key = peewee.CompositeKey("plugin", "key")
 
-    _wipe = Hot(lambda: PluginState.delete().where(PluginState.plugin == Parameter("plugin", PluginState.plugin)))
+    wipe = Hot(lambda: PluginState.delete().where(PluginState.plugin == Parameter("plugin", PluginState.plugin)))
+
+
+PluginState.add_index(PluginState.index(PluginState.expires_at, where=PluginState.expires_at.is_null(False)))
 
 
 def check_manifest(manifest: Any) -> tuple[str, str]:

@@ -58,8 +58,7 @@ class Project(Identified):
         check_actor(actor)
         with bound_store().transaction():
             self.require_active()
-            config = ProjectConfig.append(self, source, parsed, actor, message)
-        return config
+            return ProjectConfig.append(self, source, parsed, actor, message)
 
     def config(self) -> ProjectConfig | None:
         """The newest version of the DSL config; None before the first."""
@@ -73,7 +72,7 @@ class Project(Identified):
             if self._archive.run(id=self.id, at=at).rowcount != 1:
                 raise StateError(f"the project {self.name!r} is archived already")
             AuditEvent.record("project.archived", actor=actor, subject=self, body={"name": self.name})
-        self.archived_at = at
+        self.__data__.update(archived_at=at)
 
     def require_active(self) -> None:
         """Raises StateError where the project is archived, NotFound where it is not in the store."""
@@ -104,14 +103,17 @@ class ProjectConfig(Identified):
         indexes = ((("project", "version"), True),)
 
     _newest = Hot(
-        lambda: ProjectConfig.select()
-        .where(ProjectConfig.project == Parameter("project", ProjectConfig.project))
-        .order_by(ProjectConfig.version.desc())
-        .limit(1)
+        lambda: (
+            ProjectConfig.select()
+            .where(ProjectConfig.project == Parameter("project", ProjectConfig.project))
+            .order_by(ProjectConfig.version.desc())
+            .limit(1)
+        )
     )
 
     @classmethod
     def newest(cls, project_id: str) -> Self | None:
+        """The newest version of a project's config; None before the first."""
         row = cls._newest.one(project=project_id)
         return None if row is None else cls.from_row(row)
 
@@ -146,4 +148,5 @@ class ProjectConfig(Identified):
 
 def digest_text(*texts: str) -> str:
     """One SHA-256, in hex, over several texts; where one ends and the next begins is part of it."""
-    return hashlib.sha256(b"".join(b"%d:%b" % (len(data), data) for data in (text.encode() for text in texts))).hexdigest()
+    parts = [text.encode() for text in texts]
+    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).hexdigest()

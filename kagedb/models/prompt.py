@@ -31,17 +31,6 @@ class Prompt(Identified):
         )
     )
 
-    _labelled = Hot(
-        lambda: PromptVersion.select()
-        .join(PromptLabel, on=(PromptLabel.version == PromptVersion.id))
-        .join(Prompt, on=(PromptLabel.prompt == Prompt.id))
-        .where(
-            (Prompt.project == Parameter("project", Prompt.project))
-            & (Prompt.name == Parameter("name", Prompt.name))
-            & (PromptLabel.name == Parameter("label", PromptLabel.name))
-        )
-    )
-
     @classmethod
     def named(cls, project: Project, name: str) -> Self:
         """The prompt of that name. Raises NotFound."""
@@ -100,7 +89,7 @@ class Prompt(Identified):
     @classmethod
     def resolve(cls, project: Project, name: str, label: str) -> PromptVersion:
         """The version a label points to now. Raises NotFound."""
-        row = cls._labelled.one(project=project.id, name=name, label=label)
+        row = PromptLabel._pointed_to.one(project=project.id, name=name, label=label)
         # Only where there is none does it matter which of the two names is wrong.
         return PromptVersion.from_row(row) if row is not None else cls.named(project, name).version(label)
 
@@ -120,9 +109,7 @@ class Prompt(Identified):
         return PromptVersion.by_id(move.to_version_id)
 
     @classmethod
-    def diff(
-        cls, project: Project, name: str, old: PromptVersion | int | str, new: PromptVersion | int | str
-    ) -> str:
+    def diff(cls, project: Project, name: str, old: PromptVersion | int | str, new: PromptVersion | int | str) -> str:
         """What changed between two versions (models, numbers or labels), as a unified diff; empty where nothing did."""
         prompt = cls.named(project, name)
         before, after = prompt.version(old), prompt.version(new)
@@ -170,10 +157,12 @@ class PromptVersion(Identified):
         indexes = ((("prompt", "version"), True),)
 
     _newest = Hot(
-        lambda: PromptVersion.select()
-        .where(PromptVersion.prompt == Parameter("prompt", PromptVersion.prompt))
-        .order_by(PromptVersion.version.desc())
-        .limit(1)
+        lambda: (
+            PromptVersion.select()
+            .where(PromptVersion.prompt == Parameter("prompt", PromptVersion.prompt))
+            .order_by(PromptVersion.version.desc())
+            .limit(1)
+        )
     )
     _numbered = Hot(
         lambda: PromptVersion.select().where(
@@ -235,6 +224,18 @@ class PromptLabel(Identified):
         lambda: PromptLabel.select().where(
             (PromptLabel.prompt == Parameter("prompt", PromptLabel.prompt))
             & (PromptLabel.name == Parameter("name", PromptLabel.name))
+        )
+    )
+    _pointed_to = Hot(
+        lambda: (
+            PromptVersion.select()
+            .join(PromptLabel, on=(PromptLabel.version == PromptVersion.id))
+            .join(Prompt, on=(PromptLabel.prompt == Prompt.id))
+            .where(
+                (Prompt.project == Parameter("project", Prompt.project))
+                & (Prompt.name == Parameter("name", Prompt.name))
+                & (PromptLabel.name == Parameter("label", PromptLabel.name))
+            )
         )
     )
     _point = Hot(

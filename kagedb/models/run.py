@@ -40,17 +40,19 @@ class Run(Identified):
         table_name = "run"
 
     _finish = Hot(
-        lambda: Run.update(
-            {
-                Run.state: Parameter("state", Run.state),
-                Run.exit_status: Parameter("exit_status", Run.exit_status),
-                Run.output: Parameter("output", Run.output),
-                Run.error: Parameter("error", Run.error),
-                Run.finished_at: Parameter("at", Run.finished_at),
-            }
+        lambda: (
+            Run.update(
+                {
+                    Run.state: Parameter("state", Run.state),
+                    Run.exit_status: Parameter("exit_status", Run.exit_status),
+                    Run.output: Parameter("output", Run.output),
+                    Run.error: Parameter("error", Run.error),
+                    Run.finished_at: Parameter("at", Run.finished_at),
+                }
+            )
+            .where((Run.id == Parameter("id", Run.id)) & Run.finished_at.is_null())
+            .returning(peewee.SQL("(SELECT project_id FROM session WHERE session.id = run.session_id)"))
         )
-        .where((Run.id == Parameter("id", Run.id)) & Run.finished_at.is_null())
-        .returning(peewee.SQL("(SELECT project_id FROM session WHERE session.id = run.session_id)"))
     )
     _parent_of = Hot(lambda: Run.select(Run.session, Run.finished_at).where(Run.id == Parameter("id", Run.id)))
     _of_session = Hot(lambda: Run.select().where(Run.session == Parameter("session", Run.session)).order_by(Run.id))
@@ -121,18 +123,28 @@ class Run(Identified):
     def left_open(cls) -> list[Self]:
         """The runs that have not ended, oldest first: at a daemon's start, what its predecessor left behind."""
         # By way of the sessions that have not ended: an index on the few open runs would cost every run two writes.
-        query = (
-            cls.select()
-            .join(Session)
-            .where((Session.state != ENDED) & cls.finished_at.is_null())
-            .order_by(cls.id)
-        )
+        query = cls.select().join(Session).where((Session.state != ENDED) & cls.finished_at.is_null()).order_by(cls.id)
         return list(cls.rows(query))
 
     @classmethod
     def of(cls, session: Session) -> list[Self]:
         """Every run of a session, oldest first."""
         return [cls.from_row(row) for row in cls._of_session.run(session=session.id).fetchall()]
+
+    def attach(self, name: str, data: bytes | str) -> None:
+        """Keep what JSON cannot hold: bytes, text with NULs, large output. The same again changes nothing.
+
+        Raises AlreadyExists where the name has other data, LimitExceeded beyond `limits.attachment_bytes`.
+        """
+        from .blob import RunAttachment
+
+        RunAttachment.add(self, name, data)
+
+    def attachment(self, name: str) -> bytes | str:
+        """What was attached under that name, as bytes or text as it was given. Raises NotFound, StorageCorrupt."""
+        from .blob import RunAttachment
+
+        return RunAttachment.named(self, name).content()
 
     def tree(self) -> RunNode:
         """This run with all that was dispatched below it, as it is in the store. Raises NotFound."""
@@ -143,9 +155,7 @@ class Run(Identified):
                     return node
         raise NotFound(f"there is no run {self.id}", "list them with: kaged run list")
 
-    def _end(
-        self, state: str, *, exit_status: int | None = None, output: Any = None, error: str | None = None
-    ) -> None:
+    def _end(self, state: str, *, exit_status: int | None = None, output: Any = None, error: str | None = None) -> None:
         values = {"state": state, "exit_status": exit_status, "output": output, "error": error}
         store = bound_store()
         with store.transaction():
@@ -178,7 +188,7 @@ class RunNode:
     def forest(cls, runs: list[Run]) -> list[RunNode]:
         """The trees that the runs of one session make, oldest first."""
         nodes = {run.id: cls(run) for run in runs}
-        roots = []
+        roots: list[RunNode] = []
         for node in nodes.values():
             parent = nodes.get(node.run.parent_id)
             (roots if parent is None else parent.children).append(node)

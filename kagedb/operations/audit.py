@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..audit_key import SealKey
-from ..errors import InvalidValue, StateError
+from ..errors import InvalidValue, StateError, StorageError
 from ..identity import clock_is_behind
 from ..models.audit import GENESIS, AuditEvent, AuditSeal, hash_body, hash_event, seal_message
 from ..models.base import check_actor
 from ..storage import Storage
+
+logger = logging.getLogger("kagedb")
 
 PRUNE_ROWS = 500
 """Events deleted in one transaction: a few milliseconds of holding the writer on a card."""
@@ -94,12 +97,23 @@ def verify(
 
     `progress` is called with (events done, last sequence number). Changes nothing.
     """
-    check = _Verification(storage, expect or [], keys or [], progress)
     with storage.snapshot():
-        try:
-            check.run()
-        except _Broken as broken:
-            check.verdict.result, check.verdict.seq, check.verdict.wrong = BROKEN, broken.seq, broken.wrong
+        return verify_in(storage.database, expect=expect, keys=keys, progress=progress)
+
+
+def verify_in(
+    database: Any,
+    *,
+    expect: list[Anchor] | None = None,
+    keys: list[SealKey] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verdict:
+    """The same of anything that has `raw` and `stream` and does not change meanwhile: a backup set's contents."""
+    check = _Verification(database, expect or [], keys or [], progress)
+    try:
+        check.run()
+    except _Broken as broken:
+        check.verdict.result, check.verdict.seq, check.verdict.wrong = BROKEN, broken.seq, broken.wrong
     return check.verdict
 
 
@@ -108,12 +122,12 @@ class _Verification:
 
     def __init__(
         self,
-        storage: Storage,
+        database: Any,
         expect: list[Anchor],
         keys: list[SealKey],
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.database = storage.database
+        self.database = database
         self.expect = sorted(expect, key=lambda anchor: anchor.seq)
         self.keys = keys
         self.progress = progress
@@ -213,9 +227,10 @@ class _Verification:
         )
 
     def _seals(self) -> Iterator[tuple[Any, ...]]:
-        return self.database.stream(
+        seals: Iterator[tuple[Any, ...]] = self.database.stream(
             "SELECT n, first_seq, last_seq, head, at, mac, pruned_at FROM audit_seal ORDER BY n"
         )
+        return seals
 
     def _next_seal(self, seals: Iterator[tuple[Any, ...]], seq: int) -> tuple[Any, ...] | None:
         seal = next(seals, None)
@@ -245,7 +260,8 @@ class _Verification:
         for key in self.keys:
             if key.n > self.verdict.seals + 1:
                 raise _Broken(
-                    self.verdict.last_seq + 1, f"the key begins at seal {key.n}, but there are only {self.verdict.seals}"
+                    self.verdict.last_seq + 1,
+                    f"the key begins at seal {key.n}, but there are only {self.verdict.seals}",
                 )
 
     def _check_anchors(self, seq: int, head: bytes, *, exactly: bool) -> None:
@@ -254,7 +270,10 @@ class _Verification:
             if anchor.seq < seq and not exactly:
                 # Inside a pruned range only the last hash is known.
                 self.expect.pop(0)
-                self.verdict.result, self.verdict.wrong = UNKNOWN, f"event {anchor.seq}, which an anchor names, is pruned"
+                self.verdict.result, self.verdict.wrong = (
+                    UNKNOWN,
+                    f"event {anchor.seq}, which an anchor names, is pruned",
+                )
                 continue
             if anchor.hash != head:
                 raise _Broken(anchor.seq, f"event {anchor.seq} has another hash than the anchor says")
@@ -308,12 +327,12 @@ def newest(storage: Storage, wanted: Filter, limit: int = 0) -> Iterator[AuditEv
 
 
 def first_at(storage: Storage, at: int) -> int:
-    """The sequence number of the first event at or after a time (Unix milliseconds); the next one where there is none."""
+    """The number of the first event at or after a time (Unix milliseconds); the next one where there is none."""
     raw = storage.database.execute_sql
-    edges = raw("SELECT MIN(seq), MAX(seq) FROM audit_event").fetchone()
-    if edges[0] is None:
+    low, high = raw("SELECT MIN(seq), MAX(seq) FROM audit_event").fetchone()
+    if low is None:
         return 1
-    low, high = edges[0], edges[1] + 1
+    low, high = int(low), int(high) + 1
     sql = storage.database.dialect("SELECT at FROM audit_event WHERE seq = ?")
     while low < high:
         middle = (low + high) // 2
@@ -332,7 +351,10 @@ def new_key(storage: Storage, *, replace: bool, actor: str) -> SealKey:
     """
     file = storage.seal_key_file()
     file.refuse_replacing(replace)
-    AuditSeal.close_all()
+    try:
+        AuditSeal.close_all()
+    except StorageError as error:
+        logger.warning("what is not sealed yet will be sealed with the new key: %s", error.message)
     n = (AuditSeal.select(AuditSeal.n).order_by(AuditSeal.n.desc()).scalar() or 0) + 1
     key = file.make(n, replace=replace)
     AuditEvent.append("audit.keyed", actor=actor, subject=f"audit_seal:{n}", body={"seal": n})
@@ -342,7 +364,9 @@ def new_key(storage: Storage, *, replace: bool, actor: str) -> SealKey:
 def as_json(event: AuditEvent) -> dict[str, Any]:
     """An event with everything a verifier needs; bytes in hex, the body as the exact text that was hashed."""
     data = dict(event.__data__)
-    return {name: bytes(value).hex() if name in ("salt", "body_hash", "hash") else value for name, value in data.items()}
+    return {
+        name: bytes(value).hex() if name in ("salt", "body_hash", "hash") else value for name, value in data.items()
+    }
 
 
 def export(storage: Storage) -> Iterator[str]:
@@ -375,7 +399,12 @@ class Pruned:
 
 
 def prune(
-    storage: Storage, before: int, *, actor: str, dry_run: bool = False, progress: Callable[[int, int], None] | None = None
+    storage: Storage,
+    before: int,
+    *,
+    actor: str,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Pruned | None:
     """Remove the sealed ranges whose events are all older than `before` (Unix milliseconds); their seals stay.
 
@@ -455,4 +484,6 @@ def _redaction_of(event: AuditEvent) -> AuditEvent:
     for found in AuditEvent.of(event):
         if found.kind == "audit.redacted":
             return found
-    raise StateError(f"the audit event {event.seq} is empty, but no event says that it was redacted", "kaged audit verify")
+    raise StateError(
+        f"the audit event {event.seq} is empty, but no event says that it was redacted", "kaged audit verify"
+    )

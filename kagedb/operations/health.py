@@ -106,8 +106,11 @@ def plan(storage: Storage) -> Plan:
         engine.require_space()
     except StorageFull as error:
         obstacles.append(f"{error.message}: {error.hint}")
-    size, free = engine.size_bytes(), shutil.disk_usage(_nearest(directory)).free
-    if free < size:
+    there = _nearest(directory)
+    size, free = engine.size_bytes(), shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        obstacles.append(f"no copy can be made in {directory}: name another place with backup.directory")
+    elif free < size:
         obstacles.append(f"{directory} has {free:,} bytes free for a copy of {size:,}: free some space first")
     return Plan(
         place=engine.place,
@@ -142,7 +145,8 @@ def _clock_warnings(newest: int | None) -> list[str]:
 
 
 def _nearest(directory: Path) -> Path:
-    while not directory.exists():
+    """The directory itself, or the lowest above it that is there and can be reached."""
+    while not os.path.isdir(directory):
         directory = directory.parent
     return directory
 

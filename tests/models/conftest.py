@@ -32,5 +32,3 @@ def changes(storage: Storage, project: Project) -> Iterator[list[Change]]:
     unsubscribe = storage.subscribe(told.append)
     yield told
     unsubscribe()
-
-

@@ -119,7 +119,7 @@ def test_a_verb_without_a_proper_actor_does_nothing(storage: Storage, project: P
     assert contents(storage) == before
 
 
-def test_a_verb_asks_for_full_durability_in_a_relaxed_transaction(storage: Storage, project: Project, kind: str) -> None:
+def test_a_verb_in_a_relaxed_transaction_makes_it_full(storage: Storage, project: Project, kind: str) -> None:
     prepare, act = VERBS[kind]
     it = prepare(project)
     with storage.transaction(durability="relaxed"):

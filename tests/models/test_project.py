@@ -29,7 +29,8 @@ def test_a_project_is_found_by_its_name_and_id(project: Project) -> None:
     assert is_ulid(project.id)
     assert abs(now_ms() - project.created_at) < 60_000
     for found in (Project.named("house"), Project.by_id(project.id), Project.get(Project.name == "house")):
-        assert (found.id, found.name, found.created_at, found.archived_at) == (project.id, "house", project.created_at, None)
+        assert (found.id, found.created_at) == (project.id, project.created_at)
+        assert (found.name, found.archived_at) == ("house", None)
 
 
 def test_a_project_that_is_not_there_is_said_so(project: Project) -> None:
@@ -67,7 +68,8 @@ def test_each_config_is_a_version(project: Project) -> None:
     second = project.configure("agent other {}\n", parsed={"agents": ["other"]}, actor=BEN)
     kept = project.config()
     assert kept is not None
-    assert (kept.id, kept.version, kept.source, kept.parsed) == (second.id, 2, "agent other {}\n", {"agents": ["other"]})
+    assert (kept.id, kept.version) == (second.id, 2)
+    assert (kept.source, kept.parsed) == ("agent other {}\n", {"agents": ["other"]})
     old = ProjectConfig.by_id(first.id)
     assert (old.version, old.source, old.author, old.message) == (1, "agent planner {}\n", ANA, "first")
     assert (kept.author, kept.message) == (BEN, "")
@@ -130,9 +132,10 @@ def test_work_in_a_project_that_is_not_in_the_store_is_refused(project: Project)
         Session.start(stranger, title="x", actor=ANA)
 
 
-ACTORS = ["operator:ana", "agent:planner", "a:b", "daemon:kaged 1.0", "operator:Ana Ω", "x-1_y:ana@host", "a:" + "x" * 200]
+ACTORS = ["operator:ana", "agent:planner", "a:b", "daemon:kaged 1.0", "operator:Ana Ω", "x-1_y:ana@host"]
+ACTORS.append("a:" + "x" * 200)
 NO_ACTORS = ["", "ana", ":ana", "operator:", "operator: ana", "operator:ana ", "Operator:ana", "1:ana", "operator:a\nb"]
-NO_ACTORS += ["operator:\x1b[31m", "operator:\x9b31m", "operator:a\0b", "operator:\ud800", "operator:\u2028", "a:\u00a0"]
+NO_ACTORS += ["operator:\x1b[31m", "operator:\x9b31m", "operator:a\0b", "operator:\ud800", "a:\u2028", "a:\u00a0"]
 NO_ACTORS += ["a:" + "x" * 201, "o" * 32 + ":ana", "operator:ana\n", None, 5, b"operator:ana", ["operator", "ana"]]
 
 

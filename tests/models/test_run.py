@@ -29,7 +29,7 @@ def test_a_dispatched_run_is_running(session: Session) -> None:
 
 ENDS = {
     "finished": (lambda run: run.finish(exit_status=3, output={"ok": False}), 3, {"ok": False}, None),
-    "failed": (lambda run: run.fail("out of tokens", exit_status=137, output="partial"), 137, "partial", "out of tokens"),
+    "failed": (lambda run: run.fail("no tokens left", exit_status=137, output="half"), 137, "half", "no tokens left"),
     "cancelled": (lambda run: run.cancel("ana pressed ^C"), None, None, "ana pressed ^C"),
     "interrupted": (lambda run: run.interrupt("the daemon died"), None, None, "the daemon died"),
 }

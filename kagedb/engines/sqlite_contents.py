@@ -1,0 +1,112 @@
+"""A state of a store in an SQLite file that nobody writes to: a finished copy, or what a set was unpacked into.
+
+PostgreSQL's sets are unpacked into such a file too, so that verifying one needs no second database.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from ..errors import StorageCorrupt, StorageError, StorageFull
+from .archive import BLOB, INTEGER, REAL, TEXT, Contents, Table
+from .places import room_is_out
+
+sqlite3 = peewee.sqlite3
+
+INTERRUPTIBLE_STEPS = 20_000
+"""Steps of SQLite's machine between looks for signals: a few milliseconds."""
+
+DAMAGE_SHOWN = 5
+
+_KINDS = {"INTEGER": INTEGER, "INT": INTEGER, "BIGINT": INTEGER, "REAL": REAL, "TEXT": TEXT, "BLOB": BLOB}
+
+
+class SqliteContents(Contents):
+    """Read through a connection of its own, which the caller closes."""
+
+    finished = True
+
+    def __init__(self, connection: Any, path: Path, tables: list[Table] | None) -> None:
+        self.connection = connection
+        self.path = path
+        self._tables = tables
+        # A signal is seen between two steps only.
+        connection.set_progress_handler(lambda: 0, INTERRUPTIBLE_STEPS)
+
+    @classmethod
+    def open(cls, path: Path, tables: list[Table] | None = None) -> SqliteContents:
+        """The file `path`, which nobody changes meanwhile: nothing is locked and nothing left beside it.
+
+        `tables` are what it has where its own schema does not say: that of a dump of another engine.
+        """
+        uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&immutable=1"
+        return cls(sqlite3.connect(uri, uri=True, isolation_level=None), path, tables)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def tables(self) -> list[Table]:
+        if self._tables is not None:
+            return self._tables
+        names = [
+            row[1]
+            for row in self.raw("PRAGMA table_list").fetchall()
+            if row[0] == "main" and row[2] in ("table", "shadow") and not row[1].startswith("sqlite_")
+        ]
+        return [self._table(name) for name in sorted(names)]
+
+    def _table(self, name: str) -> Table:
+        found = self.raw(f"PRAGMA table_info({quoted(name)})").fetchall()
+        columns = sorted((row[1], _KINDS.get(row[2].upper(), "")) for row in found)
+        key = [row[1] for row in sorted(found, key=lambda row: int(row[5])) if row[5]]
+        return Table(name, tuple(c for c, _ in columns), tuple(kind for _, kind in columns), tuple(key))
+
+    def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
+        columns = ", ".join(f"t.{quoted(column)}" for column in table.columns)
+        order = ", ".join(f"t.{quoted(column)}" for column in table.key or table.columns)
+        return self.stream(f"SELECT {columns} FROM {quoted(table.name)} AS t ORDER BY {order}")  # noqa: S608
+
+    def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
+        try:
+            return self.connection.execute(sql, params)
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+
+    def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self.connection.execute(sql, params)
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+
+    def damage(self) -> list[str]:
+        found = [row[0] for row in self.raw(f"PRAGMA integrity_check({DAMAGE_SHOWN})").fetchall()]
+        if found != ["ok"]:
+            return found
+        dangling = self.raw("PRAGMA foreign_key_check").fetchmany(DAMAGE_SHOWN)
+        return [f"{table} row {row} refers to a {target} that is not there" for table, row, target, _ in dangling]
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def translated(error: Exception, path: Path) -> BaseException:
+    """The error that a driver's error on a copy or scratch file stands for."""
+    name = getattr(error, "sqlite_errorname", None) or ""
+    if name == "SQLITE_INTERRUPT":
+        # A signal was seen in the progress handler, out of which SQLite lets no exception.
+        return KeyboardInterrupt()
+    if name == "SQLITE_FULL" or (name.startswith("SQLITE_IOERR") and room_is_out(str(path))):
+        return StorageFull(f"the disk of {path.parent} is full", "free some space, or name another place")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")):
+        return StorageCorrupt(f"{path} is damaged or not a SQLite database: {error}", "use another set: kaged backups")
+    if name.startswith("SQLITE_IOERR"):
+        return StorageError(f"input or output error on {path}: {name}", "check the disk: dmesg, fsck")
+    return StorageCorrupt(f"{path} cannot be read: {error}", "use another set: kaged backups")
