@@ -7,14 +7,10 @@ known one. How a script is run is in migrating.py, what it may do in engines/ddl
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
-import itertools
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +26,13 @@ from .errors import (
     SchemaTooNew,
     SchemaTooOld,
     StorageError,
-    StorageFull,
     TransactionError,
 )
 from .identity import new_ulid
 from .models import AuditEvent
-from .settings import make_directory
 
 DIFFERENCES_SHOWN = 6
 """Lines of a catalogue difference in an error: enough to see what kind of thing happened."""
-
-UNFINISHED = ".part"
-"""Ends the name of a copy whose migration is not committed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +151,13 @@ def too_old(engine: Engine, standing: Standing) -> SchemaTooOld:
     )
 
 
-def ensure(engine: Engine, *, migrate: bool, actor: str) -> tuple[Standing, Path | None]:
+def ensure(
+    engine: Engine, *, migrate: bool, actor: str, backup: Callable[[Engine, str], AbstractContextManager[Path]]
+) -> tuple[Standing, Path | None]:
     """Share the store with its schema current: as it is, or migrated with `migrate`.
 
-    Gives the standing found at first, and the directory of the copy made before a migration. Raises SchemaTooOld
+    `backup` makes a verified copy before the script of that name and keeps it if its block is left well. Gives the
+    standing found at first, and the directory of the copy made before a migration. Raises SchemaTooOld
     without `migrate`, StorageInUse where the store is open elsewhere and must be migrated, SchemaTooNew, SchemaDrift,
     MigrationFailed, StorageFull. On an error the store is as it was.
     """
@@ -189,7 +183,7 @@ def ensure(engine: Engine, *, migrate: bool, actor: str) -> tuple[Standing, Path
                 _apply(engine, standing, actor)
                 return standing, None
             engine.require_space()
-            with _kept_copy(engine, standing) as copy:
+            with backup(engine, standing.pending[0].name) as copy:
                 _apply(engine, standing, actor)
             return standing, copy
         finally:
@@ -227,49 +221,6 @@ def _apply(engine: Engine, standing: Standing, actor: str) -> None:
         raise MigrationFailed(
             f"the migration of {engine.place} failed and was undone: {why}", "report it; the store is as it was"
         ) from error
-
-
-@contextmanager
-def _kept_copy(engine: Engine, standing: Standing) -> Iterator[Path]:
-    """A verified copy of the store as it is, kept if the migration in the block is. Gives the directory it is kept in.
-
-    A migration that failed has left the store as it was, and a daemon that is started again and again must not fill
-    the disk with copies.
-    """
-    backups = Path(engine.settings.backup_directory)
-    make_directory(backups)
-    # Several stores may share the directory.
-    store = hashlib.sha256(engine.place.encode()).hexdigest()[:8]
-    _settle_copies(backups, store, standing)
-    name = f"before-{standing.pending[0].name}-{store}"
-    copy = next(path for n in itertools.count(1) if not (path := backups / f"{name}-{n}").exists())
-    unfinished = copy.with_name(copy.name + UNFINISHED)
-    try:
-        try:
-            unfinished.mkdir(mode=0o700)
-            engine.copy_aside(unfinished)
-        except OSError as error:
-            kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-            raise kind(
-                f"no copy of the store could be made in {backups}: {os.strerror(error.errno or 0)}",
-                "mend that, or name another place: backup.directory",
-            ) from error
-        yield copy
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    unfinished.rename(copy)
-
-
-def _settle_copies(backups: Path, store: str, standing: Standing) -> None:
-    """See to the copies of starters that were killed: kept where their migration was committed, else removed."""
-    pending = {script.name for script in standing.pending}
-    for path in backups.glob(f"before-*-{store}-*{UNFINISHED}"):
-        script = path.name.removeprefix("before-").partition(f"-{store}-")[0]
-        if script in pending:
-            shutil.rmtree(path)
-        else:
-            path.rename(path.with_name(path.name.removesuffix(UNFINISHED)))
 
 
 def known_catalogue(engine: Engine, name: str) -> list[str]:

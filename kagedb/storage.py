@@ -221,7 +221,7 @@ def current() -> Storage | None:
 def _fit(storage: Storage, migrate: bool, actor: str) -> schema.Standing:
     engine = storage.engine
     try:
-        standing, storage.kept_copy = schema.ensure(engine, migrate=migrate, actor=actor)
+        standing, storage.kept_copy = schema.ensure(engine, migrate=migrate, actor=actor, backup=_backup)
     except SchemaTooOld:
         if not engine.read_only:
             raise
@@ -231,6 +231,13 @@ def _fit(storage: Storage, migrate: bool, actor: str) -> schema.Standing:
         return standing
     raise_floor(newest_ms(engine))
     return standing
+
+
+def _backup(engine: Engine, script: str) -> AbstractContextManager[Path]:
+    # The floor above, and only where a store is migrated.
+    from .operations.backup import before_migration
+
+    return before_migration(engine, script)
 
 
 def newest_ms(engine: Engine, among: Collection[str] | None = None) -> int:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import itertools
 import os
 import runpy
-import secrets
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import pytest
 
@@ -27,6 +24,7 @@ import peewee  # noqa: E402
 import psycopg2  # noqa: E402
 
 import programs  # noqa: E402
+from places import Places, new_name, sqlite_url  # noqa: E402
 from postgres_server import DatabaseServer, PostgresServer, find_bin, server_from_environment  # noqa: E402
 
 if TYPE_CHECKING:
@@ -125,7 +123,7 @@ def own_postgres_server(_second_server: PostgresServer) -> PostgresServer:
 @pytest.fixture
 def postgres_database(postgres_server: DatabaseServer) -> Iterator[str]:
     """The name of an empty database on the server of the run."""
-    name = _new_name()
+    name = new_name()
     postgres_server.create_database(name)
     yield name
     postgres_server.drop_database(name)
@@ -135,7 +133,7 @@ def postgres_database(postgres_server: DatabaseServer) -> Iterator[str]:
 def sqlite_template(homes: Iterator[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with this version's schema, which nothing has open."""
     path = tmp_path_factory.mktemp("template") / "kaged.db"
-    _migrate(_sqlite_url(path))
+    _migrate(sqlite_url(path))
     leftover = path.with_name(path.name + "-wal")
     assert not leftover.exists() or not leftover.stat().st_size, "a copy of the file alone would miss what the WAL has"
     return path
@@ -144,52 +142,11 @@ def sqlite_template(homes: Iterator[Path], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def postgres_template(homes: Iterator[Path], postgres_server: DatabaseServer) -> Iterator[str]:
     """The name of a database with this version's schema, to which nothing is connected."""
-    name = _new_name()
+    name = new_name()
     postgres_server.create_database(name)
     _migrate(postgres_server.url(name))
     yield name
     postgres_server.drop_database(name)
-
-
-class Places:
-    """Storage URLs of new places for stores on either engine, which are gone after the test."""
-
-    def __init__(self, directory: Path, request: pytest.FixtureRequest) -> None:
-        self._directories = itertools.chain([directory], (directory / f"place-{n}" for n in itertools.count(2)))
-        self._request = request
-        self._databases: list[str] = []
-
-    def empty(self, engine: str) -> str:
-        """Where no store is yet: a file that does not exist, or a database without tables."""
-        return _sqlite_url(self._new_path()) if engine == "sqlite" else self._new_database(None)
-
-    def migrated(self, engine: str) -> str:
-        """Where a store with this version's schema and no rows is; nobody has it open."""
-        if engine == "sqlite":
-            path = self._new_path()
-            shutil.copy(self._request.getfixturevalue("sqlite_template"), path)
-            return _sqlite_url(path)
-        return self._new_database(self._request.getfixturevalue("postgres_template"))
-
-    def clear(self) -> None:
-        while self._databases:
-            self._server.drop_database(self._databases.pop())
-
-    @property
-    def _server(self) -> DatabaseServer:
-        server: DatabaseServer = self._request.getfixturevalue("postgres_server")
-        return server
-
-    def _new_path(self) -> Path:
-        directory = next(self._directories)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        return directory / "kaged.db"
-
-    def _new_database(self, template: str | None) -> str:
-        name = _new_name()
-        self._server.create_database(name, template)
-        self._databases.append(name)
-        return self._server.url(name)
 
 
 @pytest.fixture
@@ -240,11 +197,3 @@ def _migrate(url: str) -> None:
     import kagedb
 
     kagedb.connect(url=url).close()
-
-
-def _new_name() -> str:
-    return f"kaged_test_{secrets.token_hex(6)}"
-
-
-def _sqlite_url(path: Path) -> str:
-    return "sqlite://" + quote(str(path))

@@ -77,7 +77,7 @@ def fill(url: str) -> None:
 def copies(settings: Settings) -> list[Path]:
     """The copies that were made before migrations, finished or not."""
     backups = Path(settings.backup_directory)
-    return sorted(backups.iterdir()) if backups.exists() else []
+    return sorted(backups.glob("kaged-*"))
 
 
 def sqlite_path(url: str) -> Path:

@@ -53,4 +53,5 @@ def screen(columns: int, rows: int, data: bytes) -> list[str]:
     """What a terminal of that size shows after this output."""
     shown = pyte.Screen(columns, rows)
     pyte.ByteStream(shown).feed(data)
-    return list(shown.display)
+    # Not its `display`, which fails where half of a wide character has been overwritten.
+    return ["".join(shown.buffer[row][column].data for column in range(columns)) for row in range(rows)]

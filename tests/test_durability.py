@@ -19,8 +19,8 @@ from kagedb.errors import StorageError
 from kagedb.models.base import Counter
 
 if TYPE_CHECKING:
-    from conftest import Places
     from kagedb.storage import Storage
+    from places import Places
 
 
 def strength(storage: Storage) -> str:

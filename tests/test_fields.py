@@ -17,8 +17,8 @@ from kagedb import AuditEvent, InvalidValue, LimitExceeded, Plugin, Project, Pro
 from kagedb.fields import INTEGER_MAX, INTEGER_MIN, Limits, encode_json
 
 if TYPE_CHECKING:
-    from conftest import Places
     from kagedb.storage import Storage
+    from places import Places
 
 ANA = "operator:ana"
 

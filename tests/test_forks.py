@@ -52,7 +52,8 @@ def check():
 
 def session():
     "Which session of the server this process has; on SQLite nothing can be asked."
-    return storage.database.execute_sql("SELECT pg_backend_pid()").fetchone()[0] if storage.engine.name == "postgres" else 0
+    if storage.engine.name == "postgres":
+        return storage.database.execute_sql("SELECT pg_backend_pid()").fetchone()[0]
 
 storage = kagedb.connect(url=sys.argv[1])
 """
@@ -80,7 +81,7 @@ WAYS_OUT = {
     "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
     "the collector": "storage_, storage = storage, None; del storage_; gc.collect(); gc.collect(); sys.exit(0)",
     "closing": "storage.close(); storage.database.close(); gc.collect(); sys.exit(0)",
-    "dropping every reference": "storage.database._state.reset(); storage = None; kagedb.storage._current = None; gc.collect(); sys.exit()",
+    "no reference": "storage.database._state.reset(); storage = kagedb.storage._current = None; gc.collect(); exit()",
     "the end of the program": "sys.argv[2] = 'child'",
 }
 

@@ -21,6 +21,7 @@ from kagedb.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from kagedb.operations import backup_set
 from kagedb.settings import load
 from kagedb.storage import open_storage
 from postgres_server import PostgresServer
@@ -120,7 +121,8 @@ def test_a_verified_copy_is_made_before(scripts: ExtraScripts, filled_url: str, 
     with kagedb.connect(url=filled_url) as storage:
         (copy,) = copies(storage.settings)
         assert copy.parent == Path(storage.settings.backup_directory)
-        assert copy.name.startswith("before-9001_more-") and not copy.name.endswith(".part")
+        (one,) = backup_set.sets_in(copy.parent)
+        assert (one.directory, one.state, one.manifest.before) == (copy, "verified", "9001_more")
         assert copy.stat().st_mode & 0o777 == 0o700
         assert all(path.stat().st_mode & 0o077 == 0 for path in copy.rglob("*"))
         if storage.engine.name == "sqlite":
@@ -131,8 +133,8 @@ def test_a_verified_copy_is_made_before(scripts: ExtraScripts, filled_url: str, 
             connection.close()
             assert tables == []
         else:
-            assert len((copy / "kaged.copy" / "session.txt").read_text().splitlines()) == 2
-            assert not (copy / "kaged.copy" / "more.txt").exists()
+            assert one.manifest.facts["session"].rows == 2
+            assert "more" not in one.manifest.facts
 
 
 @pytest.mark.sqlite_only

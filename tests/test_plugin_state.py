@@ -19,8 +19,8 @@ from kagedb.models.plugin_state import Entry, State, sweep
 from programs import start_python, wait_for_line
 
 if TYPE_CHECKING:
-    from conftest import Places
     from kagedb.storage import Storage
+    from places import Places
 
 ANA = "operator:ana"
 

@@ -19,7 +19,7 @@ import psycopg2
 import pytest
 
 import postgres_watchdog
-from conftest import Places
+from places import Places
 from postgres_server import DatabaseServer, ExistingServer, PostgresServer, find_bin, oldest_bin
 from programs import start_python, wait_for_line
 

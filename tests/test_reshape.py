@@ -12,7 +12,7 @@ from kagedb import schema
 from kagedb.errors import ImmutableError, MigrationFailed
 
 if TYPE_CHECKING:
-    from conftest import Places
+    from places import Places
 
 FAMILY = """
 db.ddl.run(

@@ -22,7 +22,7 @@ from kagedb.errors import (
 from kagedb.settings import load
 
 if TYPE_CHECKING:
-    from conftest import Places
+    from places import Places
 
 ACTOR = "operator:ana"
 

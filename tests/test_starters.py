@@ -13,11 +13,12 @@ import kagedb
 from extra_scripts import PREAMBLE, ExtraScripts, copies, fill, sqlite_path
 from kagedb import AuditEvent, schema
 from kagedb.errors import StorageInUse
+from kagedb.operations import backup_set
 from kagedb.settings import load
 from programs import kill, run_python, start_python, tell, wait_for_line
 
 if TYPE_CHECKING:
-    from conftest import Places
+    from places import Places
 
 STARTERS = 8
 
@@ -179,8 +180,8 @@ def kill_at(point: str, scripts: ExtraScripts, url: str) -> None:
 
 MIGRATION_POINTS = {
     "waiting in line": ("before:{engine}.exclude", False),
-    "before the copy": ("before:{engine}.copy_aside", False),
-    "after the copy": ("after:{engine}.copy_aside", False),
+    "before the copy": ("before:{engine}.archiver", False),
+    "after the copy": ("after:kagedb.operations.backup_set:mark_verified", False),
     "before the first script": ("before:{engine}.change_schema", False),
     "in a script": ("in a script", False),
     "after the scripts": ("after:kagedb.schema:drift", False),
@@ -217,16 +218,16 @@ def test_the_copy_of_one_that_was_killed_after_the_commit_is_kept(
     kill_at(named_point("after:{engine}.change_schema", engine), scripts, behind_url)
     scripts.add("9003_nothing", "pass")
     kagedb.connect(url=behind_url).close()
-    found = sorted(path.name for path in copies(load(url=behind_url)))
-    assert [name.rpartition("-")[0].rpartition("-")[0] for name in found] == ["before-9001_more", "before-9003_nothing"]
-    assert not [name for name in found if name.endswith(".part")]
+    found = backup_set.sets_in(Path(load(url=behind_url).backup_directory))
+    assert [one.manifest.before for one in found] == ["9001_more", "9003_nothing"]
+    assert [one.directory for one in found] == copies(load(url=behind_url)), "one has no name yet"
 
 
 def test_the_unfinished_copy_of_another_store_is_left_alone(
     scripts: ExtraScripts, behind_url: str, places: Places, engine: str
 ) -> None:
     other = places.migrated(engine)
-    kill_at(named_point("after:{engine}.copy_aside", engine), scripts, other)
+    kill_at(named_point("after:kagedb.operations.backup_set:mark_verified", engine), scripts, other)
     (unfinished,) = copies(load(url=other))
     kagedb.connect(url=behind_url).close()
     assert unfinished.exists() and unfinished.name.endswith(".part")
@@ -339,6 +340,7 @@ def test_a_store_that_is_being_replaced_is_not_opened(migrated_url: str, impatie
     code = """
 import sys, kagedb
 from kagedb.errors import StorageInUse
+from kagedb.operations import backup_set
 try:
     kagedb.connect(url=sys.argv[1], config=sys.argv[2], read_only=sys.argv[3] == "reads").close()
 except StorageInUse as error:

@@ -23,7 +23,10 @@ _IMPORTED_LATER = (
     "encodings.unicode_escape",
     "json",
     "kagedb.migrating",
+    "kagedb.operations.backup",
+    "kagedb.operations.checking",
     "kagedb.operations.health",
+    "kagedb.operations.restore",
     "shlex",
     "tempfile",
     "traceback",
@@ -134,7 +137,7 @@ def _import_what_is_needed(settings: Settings) -> str:
 
     for name in _IMPORTED_LATER:
         importlib.import_module(name)
-    open_engine(settings, read_only=True)  # touches nothing, and has imported the engine and its driver
+    open_engine(settings, read_only=True).archiver()  # touches nothing, and has imported the engine and its driver
     schema.keep_scripts()
     return os.fspath(schema.directory())
 

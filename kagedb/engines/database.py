@@ -24,6 +24,7 @@ from .transactions import State, StoreSnapshot, StoreTransaction, current_task, 
 
 if TYPE_CHECKING:
     from .ddl import DDL
+    from .plugins import PluginTables
 
 CLOSING_POLL_SECONDS = 0.002
 """Between looks at whether the other threads' transactions have ended: a commit takes 0.1 to 10 ms."""
@@ -92,6 +93,11 @@ class StoreDatabase(peewee.Database):  # type: ignore[misc]
         """The rows of a long read, in constant memory; inside a snapshot or transaction."""
         raise NotImplementedError
         yield
+
+    @property
+    def plugins(self) -> PluginTables:
+        """What plugins' own tables ask of this engine."""
+        raise NotImplementedError
 
     def dialect(self, sql: str) -> str:
         """Our SQL texts use `?`; this engine's form of it."""

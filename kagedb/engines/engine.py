@@ -158,10 +158,6 @@ class Engine(ABC):
         """Bytes of the store on its disk, about."""
 
     @abstractmethod
-    def copy_aside(self, directory: Path) -> Path:
-        """A verified copy of the whole store, from one snapshot, under a new name in `directory`. Gives its path."""
-
-    @abstractmethod
     def archiver(self) -> Archiver:
         """How the store is copied into a backup set and brought back (archive.py)."""
 
@@ -175,6 +171,14 @@ class Engine(ABC):
 
         Raises StorageBusy where a reader keeps them there. The file system and the disk may still hold them.
         """
+
+    @abstractmethod
+    def damage(self) -> list[str]:
+        """What the engine itself finds wrong with the store: pages, indexes, references. Reads all of it."""
+
+    @abstractmethod
+    def exposed(self) -> list[str]:
+        """The files of the store that others may read or that are somebody else's; each with what mends that."""
 
     @abstractmethod
     def missing_marks(self) -> list[str]:

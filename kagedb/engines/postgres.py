@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import StorageError, StorageForbidden, StorageNotFound
+from ..errors import StorageForbidden, StorageNotFound
 from ..fields import Limits
 from ..settings import Settings
 from . import forks, postgres_catalogue
@@ -57,7 +57,8 @@ class PostgresEngine(PostgresLocks):
     def exists(self) -> bool:
         # By the catalogue, which may be read without any right to the schema.
         found = self.database.raw(
-            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ? AND c.relname = ?",
+            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = ? AND c.relname = ?",
             (self.schema, HISTORY_TABLE),
         ).fetchone()
         self.database.statement_done()
@@ -152,26 +153,6 @@ class PostgresEngine(PostgresLocks):
     def size_bytes(self) -> int:
         return sum(self.figures().bytes_by_part.values())
 
-    def copy_aside(self, directory: Path) -> Path:
-        """Every table as PostgreSQL's COPY text, from one snapshot, with the catalogue beside them."""
-        target = directory / "kaged.copy"
-        target.mkdir(mode=0o700)
-        with self.database.snapshot():
-            for table in self.tables():
-                rows = self.database.raw(f'SELECT COUNT(*) FROM "{table}"').fetchone()[0]  # noqa: S608
-                path = target / f"{table}.txt"
-                with open(path, "xb", opener=_private) as file:
-                    self.database.raw("SELECT 1").copy_expert(f'COPY "{table}" TO STDOUT', file)
-                    os.fsync(file.fileno())
-                # COPY's text has a line a row: line ends inside values are written as \n.
-                with open(path, "rb") as file:
-                    copied = sum(1 for _ in file)
-                if copied != rows:
-                    raise StorageError(f"the copy of {table} made before the migration has {copied} of {rows} rows")
-            with open(target / "catalogue.txt", "x", opener=_private) as text:
-                text.write("\n".join(self.catalogue()) + "\n")
-        return target
-
     def archiver(self) -> Archiver:
         from .postgres_archive import PostgresArchiver
 
@@ -184,9 +165,12 @@ class PostgresEngine(PostgresLocks):
         # Plain VACUUM leaves the bytes of dead rows in their pages until something is written over them.
         self.database.execute_sql(f'VACUUM FULL "{table}"')
 
-    def missing_marks(self) -> list[str]:
+    def damage(self) -> list[str]:
+        """The server enforces references itself, and its pages are for its own tools to check."""
         return []
 
+    def exposed(self) -> list[str]:
+        return []
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    def missing_marks(self) -> list[str]:
+        return []

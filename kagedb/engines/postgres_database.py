@@ -5,9 +5,11 @@ How a session is opened is in postgres_server.py, the locks that outlive a trans
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import peewee
@@ -27,11 +29,16 @@ from ..errors import (
 from .database import StoreDatabase
 from .ddl import REFUSAL
 from .postgres_server import alive, driver, lost
+from .statements import QUOTED
 from .transactions import RELAXED
 from .turns import FairSemaphore
 
 if TYPE_CHECKING:
+    from .plugins import PluginTables
     from .postgres_locks import PostgresLocks
+
+# A question mark in quotes or comments is no parameter.
+_QUOTED_OR_PLACE = re.compile(rf"{QUOTED.pattern}|\?", QUOTED.flags)
 
 STREAM_ROWS = 1_000
 """Rows fetched at a time by `stream`."""
@@ -200,11 +207,25 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
             yield from rows
         self.raw(f"CLOSE {name}")
 
+    @cached_property
+    def plugins(self) -> PluginTables:
+        from .postgres_plugins import PostgresPluginTables
+
+        return PostgresPluginTables(self, self.engine.server.schema)
+
     def dialect(self, sql: str) -> str:
-        return sql.replace("%", "%%").replace("?", "%s")
+        sql = sql.replace("%", "%%")
+        if "?" in sql and ("'" in sql or '"' in sql or "--" in sql):
+            return _QUOTED_OR_PLACE.sub(lambda found: "%s" if found[0] == "?" else found[0], sql)
+        return sql.replace("?", "%s")
 
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
-        return super().raw(self.dialect(sql) if params and "%s" not in sql else sql, params)
+        try:
+            return super().raw(self.dialect(sql) if params and "%s" not in sql else sql, params)
+        except BaseException:
+            # A broken connection must not be the one that the next statement finds.
+            self.statement_done()
+            raise
 
     def json_text(self, field: Any, keys: tuple[str | int, ...]) -> Any:
         parts: list[Any] = [field]
@@ -224,17 +245,17 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
         )
 
     def translate(self, error: Exception) -> Exception:
-        driver = getattr(error, "orig", error)
-        code = getattr(driver, "pgcode", None) or ""
-        diagnostics = getattr(driver, "diag", None)
-        text = (getattr(diagnostics, "message_primary", None) or str(driver)).strip()
+        original = getattr(error, "orig", error)
+        code = getattr(original, "pgcode", None) or ""
+        diagnostics = getattr(original, "diag", None)
+        text = (getattr(diagnostics, "message_primary", None) or str(original)).strip()
         text = self.settings.url.scrub(text.splitlines()[0] if text else "no reason given")
         if self.closed_for_good:
             return StorageClosed("the store is closed", "open it again with kagedb.connect()")
         connection = self._state.conn
         is_lost = connection is not None and lost(connection)
         # Not always seen by psycopg2 at once; but what has no SQLSTATE did not come from the server.
-        is_lost = is_lost or (not code and type(driver) in (_driver.DatabaseError, _driver.OperationalError))
+        is_lost = is_lost or (not code and type(original) in (driver.DatabaseError, driver.OperationalError))
         if is_lost or code[:2] == "08" or code in ("57P01", "57P02", "57P03"):
             return StorageUnavailable(
                 f"the connection to the PostgreSQL server was lost: {text}",

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StorageInUse, StorageUnavailable
+from ..errors import ReadOnlyStorage, StorageInUse, StorageUnavailable
 from .engine import STARTER_WAIT_SECONDS, USE_GRACE_SECONDS, Engine, Holder
 from .postgres_server import PostgresServer, alive, driver, lost
 
@@ -148,6 +148,8 @@ class PostgresLocks(Engine):
                 self._ask("SELECT pg_advisory_unlock(%s)", self.key("starters"))
 
     def own(self, description: str) -> None:
+        if self.read_only:
+            raise ReadOnlyStorage("a store opened to be read has no owner", "open it without read_only=True")
         self._description = description
         if self._locks is not None:
             self._ask("SELECT set_config('application_name', %s, false)", self._lock_name())

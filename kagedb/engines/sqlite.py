@@ -12,18 +12,16 @@ import os
 import shutil
 import sys
 import threading
-import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import peewee
 
 from ..errors import (
     MigrationFailed,
     StorageBusy,
     StorageCorrupt,
     StorageError,
+    StorageForbidden,
     StorageFull,
     StorageInUse,
     StorageNotFound,
@@ -43,6 +41,7 @@ from .places import (
     writable,
 )
 from .sqlite_calls import CallGate
+from .sqlite_contents import DAMAGE_SHOWN
 from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
 from .sqlite_locks import RESTORE_NOTE, SqliteLocks
 
@@ -57,9 +56,6 @@ FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
 VACUUM_STEP_PAGES = 250
 """Pages given back while holding the turn to write: 16 ms at most where it was measured."""
-
-BACKUP_STEP_PAGES = 256
-"""Pages copied at a time: half a megabyte, so that a copy can be interrupted within milliseconds."""
 
 SPARE_BYTES = 16 * 1024 * 1024
 """Free space wanted beyond what a rewrite needs: the journal of the file system and the next hours' work."""
@@ -110,7 +106,14 @@ class SqliteEngine(SqliteLocks):
         refuse_network_file_system(self.path)
         if self.read_only and not writable(self.path.parent):
             self._open_in_read_only_place()
-        self._locks = LockFile.open(self.beside(".lock"), create=not self.read_only or self._may_leave_a_lock_file())
+        lock = self.beside(".lock")
+        try:
+            self._locks = LockFile.open(lock, create=not self.read_only or self._may_leave_a_lock_file())
+        except OSError as error:
+            raise StorageForbidden(
+                f"the store {self.path} cannot be written: {lock.name} beside it: {error.strerror}",
+                "check who may write to that directory, or open the store read-only",
+            ) from error
         if self._locks is not None and not self.read_only:
             self.database.turn = WriterTurn(self._locks, self.settings.busy_timeout_ms / 1000)
         forks.watch(self)
@@ -328,40 +331,6 @@ class SqliteEngine(SqliteLocks):
     def size_bytes(self) -> int:
         return sum(self.figures().bytes_by_part.values()) if self.path.exists() else 0
 
-    def copy_aside(self, directory: Path) -> Path:
-        target = directory / "kaged.sqlite3"
-        part = directory / "kaged.sqlite3.part"
-        make_private_file(part)
-        uri = f"file:{urllib.parse.quote(os.fsencode(self.database.database))}?mode=ro"
-        source = sqlite3.connect(uri, uri=True, isolation_level=None)
-        try:
-            copy = sqlite3.connect(part, isolation_level=None)
-            try:
-                # A source that holds a read transaction cannot be made to start over by writers.
-                source.execute("BEGIN")
-                source.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-                source.backup(copy, pages=BACKUP_STEP_PAGES)
-                source.execute("ROLLBACK")
-                # In WAL mode it could not be read from read-only media.
-                copy.execute("PRAGMA journal_mode = DELETE")
-                found = [row[0] for row in copy.execute("PRAGMA integrity_check(5)").fetchall()]
-            finally:
-                copy.close()
-        except sqlite3.Error as error:
-            wrapped = peewee.OperationalError(error, *error.args)
-            raise self.database.translate(wrapped) from error
-        finally:
-            source.close()
-        if found != ["ok"]:
-            raise StorageCorrupt(
-                f"the copy of {self.path} made before the migration is damaged: {'; '.join(found)}",
-                f"the store is as it was; look at the copy {part}",
-            )
-        sync_file(part)
-        os.rename(part, target)
-        sync_directory(directory)
-        return target
-
     def archiver(self) -> Archiver:
         from .sqlite_archive import SqliteArchiver
 
@@ -391,6 +360,28 @@ class SqliteEngine(SqliteLocks):
             raise StorageBusy(
                 f"a reader of {self.path} keeps removed bytes in its WAL", "do it again when that reader is done"
             )
+
+    def damage(self) -> list[str]:
+        found = [row[0] for row in self.database.raw(f"PRAGMA integrity_check({DAMAGE_SHOWN})").fetchall()]
+        if found != ["ok"]:
+            return found
+        dangling = self.database.raw("PRAGMA foreign_key_check").fetchmany(DAMAGE_SHOWN)
+        return [f"{table} row {row} refers to a {target} that is not there" for table, row, target, _ in dangling]
+
+    def exposed(self) -> list[str]:
+        owner = self.path.stat()
+        told = []
+        for suffix in ("", "-wal", "-shm", ".lock", ".owner"):
+            path = self.beside(suffix)
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                continue
+            if found.st_mode & 0o077:
+                told.append(f"{path} can be used by others: chmod 600 {path}")
+            if found.st_uid != owner.st_uid:
+                told.append(f"{path} is not the store's owner's: chown {owner.st_uid} {path}")
+        return told
 
     def missing_marks(self) -> list[str]:
         raw = self.database.raw

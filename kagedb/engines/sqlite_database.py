@@ -9,8 +9,9 @@ import os
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peewee
 
@@ -33,6 +34,9 @@ from .locks import WriterTurn
 from .places import room_is_out, sync_file
 from .sqlite_calls import CallGate, Rows
 from .transactions import FULL
+
+if TYPE_CHECKING:
+    from .plugins import PluginTables
 
 sqlite3 = peewee.sqlite3
 
@@ -266,6 +270,12 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
 
     def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from self.raw(sql, params)
+
+    @cached_property
+    def plugins(self) -> PluginTables:
+        from .sqlite_plugins import SqlitePluginTables
+
+        return SqlitePluginTables(self)
 
     def dialect(self, sql: str) -> str:
         return sql

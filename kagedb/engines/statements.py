@@ -25,7 +25,7 @@ _WRITING_WORD = re.compile(r"\b(?:INSERT|UPDATE|DELETE|INTO|NEXTVAL|SETVAL)\b", 
 # Names are quoted in what Peewee renders, so an unquoted INTO or a sequence call is the only way for SELECT to write.
 _WRITING_WORD_IN_SELECT = re.compile(r"\b(?:INTO|NEXTVAL|SETVAL)\b", re.IGNORECASE)
 # Comments, strings (PostgreSQL's E'' and $tag$ too) and quoted names: whatever is in them is no word of SQL.
-_QUOTED = re.compile(
+QUOTED = re.compile(
     r"--[^\n]*|/\*.*?\*/|\bE'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$",
     re.DOTALL | re.IGNORECASE,
 )
@@ -52,7 +52,7 @@ def classify(sql: str) -> Kind:
     """The kind of the statement `sql`; comments and brackets before it are skipped."""
     start = _LEADING.match(sql)
     text = sql[start.end() :] if start else sql
-    bare = _QUOTED.sub("''", text)
+    bare = QUOTED.sub("''", text)
     if _FOLLOWED.search(bare) and not _HAS_A_BODY.match(bare):
         # SQLite's driver refuses them; PostgreSQL's would run the second one as nobody expects it.
         return Kind.SEVERAL

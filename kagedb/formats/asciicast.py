@@ -172,7 +172,7 @@ def _event(at_ms: int, code: str, data: str, name: str, number: int) -> Event | 
         return Output(at_ms, data.encode("utf-8", "replace"))
     if code == "r":
         size = _SIZE.fullmatch(data)
-        if size is None:
+        if size is None or max(map(int, size.groups())) >= 65_536:
             raise _refuse(name, number, "has no size like 80x24")
         return Resize(at_ms, int(size[1]), int(size[2]))
     if code == "m":

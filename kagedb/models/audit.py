@@ -67,6 +67,12 @@ class AuditEvent(Model):
         )
     )
 
+    _of = Hot(
+        lambda: AuditEvent.select()
+        .where(AuditEvent.subject == Parameter("subject", AuditEvent.subject))
+        .order_by(AuditEvent.seq.desc())
+        .limit(Parameter("limit", AuditEvent.seq))
+    )
     _empty = Hot(
         lambda: AuditEvent.update(
             {AuditEvent.body: Parameter("body", AuditEvent.body), AuditEvent.salt: Parameter("salt", AuditEvent.salt)}
@@ -126,7 +132,7 @@ class AuditEvent(Model):
                 "body_hash": hash_body(salt, text),
             }
             row["hash"] = hash_event(bytes(previous), **{name: row[name] for name in _HASHED})
-            cls._insert.run(**row)
+            cls._insert.run_checked(row)
             if (seq + 1) % SEAL_EVENTS == 0:
                 AuditSeal.close_in_passing(seq + 1, row["hash"])
             store.notify(kind, named or f"audit_event:{seq + 1}", project_id)
@@ -174,9 +180,11 @@ class AuditEvent(Model):
 
     @classmethod
     def of(cls, subject: Any, limit: int = 100) -> list[Self]:
-        """The newest `limit` events about `subject` (a model or `table:id`), newest first."""
-        query = cls.select().where(cls.subject == subject_ref(subject)).order_by(cls.seq.desc()).limit(limit)
-        return list(cls.rows(query))
+        """The newest `limit` events about `subject` (a model or `table:id`), newest first. Raises InvalidValue."""
+        named = subject_ref(subject)
+        if named is None or not isinstance(limit, int) or limit < 1:
+            raise InvalidValue("the events of a subject need the subject, and a limit of at least 1")
+        return [cls.from_row(row) for row in cls._of.run(subject=named, limit=limit).fetchall()]
 
 
 class AuditSeal(Model):

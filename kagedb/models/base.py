@@ -110,12 +110,20 @@ class Hot:
 
     def run(self, **values: Any) -> Any:
         """Run it with a value for each parameter; gives the cursor."""
+        database, sql, slots = self._rendered()
+        return database.execute_sql(sql, [slot.convert(values[slot.name]) for slot in slots])
+
+    def run_checked(self, values: dict[str, Any]) -> Any:
+        """`run` for values that the caller has checked already, as the driver takes them: text, integers, bytes."""
+        database, sql, slots = self._rendered()
+        return database.execute_sql(sql, [values[slot.name] for slot in slots])
+
+    def _rendered(self) -> tuple[Any, str, list[Parameter]]:
         database = bound_store().database
         rendered = database.rendered.get(self)
         if rendered is None:
             rendered = database.rendered[self] = self._render(database)
-        sql, slots = rendered
-        return database.execute_sql(sql, [slot.convert(values[slot.name]) for slot in slots])
+        return database, *rendered
 
     def one(self, **values: Any) -> Any:
         """The first row as a tuple, or None."""

@@ -47,7 +47,7 @@ def plain_text(pieces: Iterable[bytes], *, colours: bool = False) -> Iterator[st
         text = unfinished + (decoder.decode(piece) if piece is not None else decoder.decode(b"", final=True))
         tail = _UNFINISHED.search(text)
         unfinished = ""
-        if tail is not None and piece is not None and len(text) - tail.start() <= SEQUENCE_CHARACTERS:
+        if tail is not None and len(text) - tail.start() <= SEQUENCE_CHARACTERS:
             unfinished, text = text[tail.start() :], text[: tail.start()]
         *ended, line = (line + _SEQUENCE.sub(replace, text)).split("\n")
         for whole in ended:

@@ -15,7 +15,10 @@ from .base import Hot, Identified, Model, Parameter, bound_store, check_actor
 from .project import Project
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .plugin_state import State
+    from .plugin_tables import PluginDatabase
 
 PERMISSIONS = frozenset({"state", "tables", "files", "network", "processes", "secrets", "sessions", "prompts"})
 """What a manifest can ask for. The daemon enforces them; the store keeps what was asked and refuses unknown ones."""
@@ -106,13 +109,18 @@ class Plugin(Identified):
 
         Raises StateError where it is gone already.
         """
+        from .plugin_tables import drop_tables
+
         check_actor(actor)
         with bound_store().transaction():
             current = self._current()
-            gone = self.state.wipe()
+            keys, tables = self.state.wipe(), drop_tables(current)
             current._apply(enabled=False, removed_at=now_ms())
             AuditEvent.record(
-                "plugin.uninstalled", actor=actor, subject=self, body={"name": self.name, "state_keys": gone}
+                "plugin.uninstalled",
+                actor=actor,
+                subject=self,
+                body={"name": self.name, "state_keys": keys, "tables": tables},
             )
         self.__data__.update(current.__data__)
 
@@ -122,6 +130,16 @@ class Plugin(Identified):
         from .plugin_state import State
 
         return State(self)
+
+    def migrate(self, scripts: Mapping[str, str]) -> list[str]:
+        """Run the scripts for the plugin's own tables that have not been run; see `PluginDatabase.migrate`."""
+        return self.database().migrate(scripts)
+
+    def database(self) -> PluginDatabase:
+        """A handle that can touch the plugin's own tables, named p_<plugin>__..., and nothing else."""
+        from .plugin_tables import PluginDatabase
+
+        return PluginDatabase(self)
 
     def _switch(self, enabled: bool, actor: str) -> None:
         check_actor(actor)

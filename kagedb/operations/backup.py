@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .. import __version__, schema
 from ..engines.archive import COPY, Contents, Pace
-from ..engines.engine import HISTORY_TABLE, Engine
+from ..engines.engine import HISTORY_TABLE, STARTER_WAIT_SECONDS, Engine
 from ..engines.places import sync_directory, sync_file
 from ..errors import StorageCorrupt, StorageError, StorageForbidden, StorageFull
 from ..identity import now_ms
@@ -124,7 +124,7 @@ def before_migration(engine: Engine, script: str) -> Iterator[Path]:
     the disk with copies.
     """
     directory = Path(engine.settings.backup_directory)
-    with backup_set.lock(ready(directory)):
+    with backup_set.lock(ready(directory), STARTER_WAIT_SECONDS):
         reap(engine, directory)
         with _making(engine, directory, Plan(before=script)) as (part, _, wrong, _, _):
             if wrong:
@@ -140,27 +140,24 @@ def before_migration(engine: Engine, script: str) -> Iterator[Path]:
 def reap(engine: Engine, directory: Path) -> None:
     """See to what was cut off; only with the lock.
 
-    A set of before a migration that was committed is kept, everything else that has no name yet is removed.
+    A set of before a migration that was committed is kept. One of another store is for that to judge; everything else
+    that has no name yet is removed.
     """
     scratch.reap(directory)
     for rest in backup_set.removed_in(directory):
         shutil.rmtree(rest)
     for part in backup_set.unfinished_in(directory):
-        if _belongs_to_a_migration(engine, part):
+        try:
+            manifest = BackupSet(part, 0).manifest
+        except StorageError:
+            shutil.rmtree(part)
+            continue
+        if (manifest.store, manifest.place) != (backup_set.store_id(engine), engine.place):
+            continue
+        if manifest.before in {applied.name for applied in schema.look(engine).applied}:
             _finish(part, part.with_name(part.name.removesuffix(backup_set.UNFINISHED)))
         else:
             shutil.rmtree(part)
-
-
-def _belongs_to_a_migration(engine: Engine, part: Path) -> bool:
-    one = BackupSet(part, 0)
-    try:
-        manifest = one.manifest
-    except StorageError:
-        return False
-    if not manifest.before or one.state != backup_set.VERIFIED_STATE or manifest.store != backup_set.store_id(engine):
-        return False
-    return manifest.before in {applied.name for applied in schema.look(engine).applied}
 
 
 @contextmanager

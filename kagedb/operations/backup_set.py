@@ -315,7 +315,7 @@ def mark_suspect(directory: Path, wrong: list[str]) -> None:
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
+def lock(directory: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """One program at a time that changes what is in a directory of sets. Raises StorageBusy."""
     try:
         file = LockFile.open(directory / _LOCK, create=True)
@@ -326,7 +326,7 @@ def lock(directory: Path) -> Iterator[None]:
         ) from error
     assert file is not None
     try:
-        if not file.try_lock(_LOCK_BYTE):
+        if not file.lock(_LOCK_BYTE, patience_seconds):
             holder = file.holder(_LOCK_BYTE)
             who = f"process {holder}" if holder else "another process"
             raise StorageBusy(f"{who} is at work on the backups in {directory}", "try again when it is done")

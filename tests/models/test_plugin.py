@@ -76,7 +76,7 @@ def test_an_uninstalled_plugin_is_gone_but_known(project: Project) -> None:
             verb(actor=ANA)
     (event, _) = AuditEvent.of(plugin)
     assert (event.kind, event.actor) == ("plugin.uninstalled", BEN)
-    assert json.loads(event.body) == {"name": "weather", "state_keys": 0}
+    assert json.loads(event.body) == {"name": "weather", "state_keys": 0, "tables": []}
 
 
 def test_a_plugin_that_is_installed_again_is_enabled_and_replaces_nothing(project: Project) -> None:
