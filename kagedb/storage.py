@@ -249,8 +249,12 @@ def newest_ms(engine: Engine, among: Collection[str] | None = None) -> int:
     if among is not None:
         tables = [table for table in tables if table in among]
     query = " UNION ALL ".join(f'SELECT MAX(id) FROM "{table}"' for table in tables)  # noqa: S608
-    ids = [row[0] for row in engine.database.execute_sql(query).fetchall() if row[0] is not None]
-    last = engine.database.execute_sql("SELECT at FROM audit_event ORDER BY seq DESC LIMIT 1").fetchone()
+    try:
+        ids = [row[0] for row in engine.database.execute_sql(query).fetchall() if row[0] is not None]
+        last = engine.database.execute_sql("SELECT at FROM audit_event ORDER BY seq DESC LIMIT 1").fetchone()
+    except Exception as error:
+        # Damage shows only when a row is fetched, past what translates a statement's errors.
+        raise engine.database.translate(error) from error
     return max([last[0] if last else 0, *(ulid_ms(id) for id in ids)])
 
 

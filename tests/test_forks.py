@@ -308,6 +308,60 @@ storage.close()
     assert names(migrated_url) - {"child"} == {"first", "second"}
 
 
+@pytest.mark.sqlite_only
+def test_a_fork_inside_a_transaction_that_outgrew_the_cache_loses_nothing_of_it(migrated_url: str) -> None:
+    """Pages of it are in the WAL already. A child that let go of the connection would take them out of the index that
+    all processes share."""
+    code = """
+def fill(part):
+    rows = [{"name": f"{part} {number:06} {'x' * 180}", "value": number} for number in range(10_000)]
+    Counter.insert_many(rows).execute()
+
+with storage.transaction():
+    for part in range(4):
+        fill(part)
+        assert wait(fork(gc.collect)) == 0
+        assert Counter.select().count() == 2 + 10_000 * (part + 1)
+check()
+assert Counter.select().count() == 40_002
+storage.close()
+"""
+    run(migrated_url, code)
+    assert len(names(migrated_url)) == 40_000
+
+
+@pytest.mark.sqlite_only
+def test_an_inherited_connection_is_never_closed_in_a_child(migrated_url: str) -> None:
+    """Closing it rolls back in memory and indexes that the parent shares; that damaged stores."""
+    code = """
+def inherited():
+    files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return {suffix: files.count(storage.database.database + suffix) for suffix in ("", "-wal", "-shm")}
+
+def work():
+    before = inherited()
+    assert before[""] == 2 and before["-wal"] == 2, before  # of two threads
+    storage.database.close()
+    storage.database.dispose()
+    storage.close()
+    gc.collect()
+    assert inherited() == before
+
+def in_a_thread():
+    put("thread")
+    assert wait(fork(work)) == 0
+
+put("main")
+thread = threading.Thread(target=in_a_thread)
+thread.start()
+thread.join()
+check()
+storage.close()
+"""
+    run(migrated_url, code)
+    assert names(migrated_url) == {"main", "thread"}
+
+
 FORKS_WHILE_WRITING = """
 stop = threading.Event()
 done = []

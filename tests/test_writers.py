@@ -302,3 +302,30 @@ def test_no_checkpoint_overlaps_a_commit(migrated_url: str) -> None:
 def test_the_look_for_overlaps_would_see_one(migrated_url: str) -> None:
     """The same programs without the turn to write."""
     assert hammer(migrated_url, "without the turn", 2)[2] > 0
+
+
+def test_whoever_has_just_left_does_not_overtake_those_who_wait() -> None:
+    from kagedb.engines.turns import FairSemaphore
+
+    places = FairSemaphore(1)
+    assert places.enter(0)
+    order: list[int] = []
+    threads = []
+    for number in range(4):
+        thread = threading.Thread(target=lambda number=number: (places.enter(10), order.append(number)))
+        thread.start()
+        threads.append(thread)
+        while len(places._waiting) <= number:
+            time.sleep(0.001)
+    for _ in threads:
+        places.leave()
+        assert not places.enter(0), "the place belongs to whoever waits longest"
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3]
+    places.leave()
+    assert places.enter(0)
+    assert not places.enter(0.01)
+    places.leave()
+    assert places.enter(0), "who gave up waiting is not waited for"

@@ -31,6 +31,7 @@ _FAMILIES = {
     "plugin": "plugin",
     "session": "session",
     "run": "run",
+    "checkpoint": "checkpoint",
     "transcript": "transcript",
     "audit": "audit",
     "systemd": "systemd",

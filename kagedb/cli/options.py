@@ -99,6 +99,11 @@ json_option = click.option(
 project_option = click.option("--project", metavar="NAME", help="Only what belongs to this project.")
 
 
+output_option = click.option(
+    "-o", "--output", default="-", metavar="FILE", help="A new file; - is standard output.", show_default=True
+)
+
+
 def limit_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--limit N` of a list."""
     decorate = click.option(

@@ -11,13 +11,13 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import EXIT_FAILED, EXIT_USAGE, KagedError
+from ..errors import EXIT_FAILED, EXIT_USAGE, AlreadyExists, KagedError
 
 if TYPE_CHECKING:
     from .options import Options
@@ -26,6 +26,9 @@ EXIT_INTERRUPTED = 130
 """Ctrl-C: 128 + SIGINT, as shells say it."""
 EXIT_PIPE = 141
 """The reader of our output went away: 128 + SIGPIPE, as shells say it."""
+
+VALUE_CHARACTERS = 60
+"""Of a JSON value in a table: two of them and a name beside them still fit a wide terminal."""
 
 Row = dict[str, Any]
 """What a command prints of one thing, as it is in the JSON: keys that end in _at are times in Unix milliseconds."""
@@ -74,6 +77,12 @@ def size(count: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{count} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def shortened(value: Any) -> str:
+    """A JSON value on one line, cut off where a table would become unreadable."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 3] + "..."
 
 
 def _cell(key: str, value: Any) -> str:
@@ -164,6 +173,37 @@ def show_text(text: str) -> None:
         click.echo(visible(text, lines=True), nl=not text.endswith("\n"))
     else:
         sys.stdout.buffer.write(text.encode())
+
+
+def write_out(path: str, pieces: Iterable[bytes]) -> None:
+    """Write bytes to standard output where the path is "-", else to a new file, readable by its owner: all or no file.
+
+    Raises AlreadyExists, BadParameter.
+    """
+    if path == "-":
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise AlreadyExists(f"there is a file {path} already", "name another one, or remove it") from None
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be made: {error.strerror}", param_hint="'--output'") from None
+    try:
+        with open(descriptor, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def refuse_terminal(path: str) -> None:
+    """Raises BadParameter where `write_out` would send bytes that somebody else made to a terminal."""
+    if path == "-" and sys.stdout.isatty():
+        raise click.BadParameter("these are bytes, and not for a terminal; name a file", param_hint="'--output'")
 
 
 # Errors.

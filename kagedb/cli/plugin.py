@@ -1,16 +1,18 @@
-"""`kaged plugin`: the plugins that are installed in the projects."""
+"""`kaged plugin`: the plugins that are installed in the projects, and the state that they keep."""
 
 from __future__ import annotations
 
+from typing import IO
+
 import click
 
-from .options import Options, json_option, limit_option, pass_options, project_option
-from .output import limited, show_block, show_json, show_list, show_record
+from .options import Options, json_option, limit_option, output_option, pass_options, project_option
+from .output import limited, shortened, show_block, show_json, show_list, show_record, size, write_out
 
 
 @click.group
 def plugin() -> None:
-    """List and show plugins."""
+    """List and show plugins; look at their state, move it, and remove it."""
 
 
 @plugin.command("list")
@@ -55,10 +57,11 @@ def list_plugins(options: Options, project: str | None, limit: int, as_json: boo
 def show(options: Options, project: str, name: str, as_json: bool) -> None:
     """Show a plugin.
 
-    JSON: name, project, id, version, enabled, created_at, permissions, state_keys (how many), manifest.
+    JSON: name, project, id, version, enabled, created_at, permissions, state_keys (how many), tables (its own),
+    manifest.
     """
     with options.reading():
-        from ..models import Plugin, PluginState, Project
+        from ..models import Plugin, Project
 
         found = Plugin.named(Project.named(project), name)
         record = {
@@ -69,10 +72,106 @@ def show(options: Options, project: str, name: str, as_json: bool) -> None:
             "enabled": found.enabled,
             "created_at": found.created_at,
             "permissions": found.manifest["permissions"],
-            "state_keys": PluginState.select().where(PluginState.plugin == found).count(),
+            "state_keys": found.state.usage().keys,
+            "tables": found.database().tables(),
         }
     if as_json:
         show_json({**record, "manifest": found.manifest})
         return
     show_record(record)
     show_block("manifest", found.manifest)
+
+
+@plugin.command
+@click.argument("project")
+@click.argument("name")
+@click.option("--prefix", default="", metavar="TEXT", help="Only keys that begin so.")
+@click.option("--after", metavar="KEY", help="Only keys after this one.")
+@limit_option
+@json_option
+@pass_options
+def state(options: Options, project: str, name: str, prefix: str, after: str | None, limit: int, as_json: bool) -> None:
+    """List the keys of a plugin's state with their values, in order.
+
+    JSON: a list of key, revision, expires_at (null where it stays), value.
+    """
+    with options.reading():
+        from ..models import Plugin, Project
+
+        found = Plugin.named(Project.named(project), name).state
+        entries = found.list(prefix, after=after, limit=limit + 1 if limit else found.usage().keys)
+    rows = [
+        {"key": entry.key, "revision": entry.revision, "expires_at": entry.expires_at, "value": entry.value}
+        for entry in entries
+    ]
+    if not as_json:
+        for row in rows:
+            row["value"] = shortened(row["value"])
+    show_list(rows, ["key", "revision", "expires_at", "value"], options, as_json=as_json, limit=limit)
+
+
+@plugin.command
+@click.argument("project")
+@click.argument("name")
+@json_option
+@pass_options
+def usage(options: Options, project: str, name: str, as_json: bool) -> None:
+    """Show how much of its quota a plugin's state takes.
+
+    JSON: keys, bytes, max_keys, max_bytes.
+    """
+    with options.reading():
+        from dataclasses import asdict
+
+        from ..models import Plugin, Project
+
+        used = Plugin.named(Project.named(project), name).state.usage()
+    if as_json:
+        show_json(asdict(used))
+        return
+    show_record(
+        {"keys": f"{used.keys:,} of {used.max_keys:,}", "size": f"{size(used.bytes)} of {size(used.max_bytes)}"}
+    )
+
+
+@plugin.command
+@click.argument("project")
+@click.argument("name")
+@output_option
+@pass_options
+def export(options: Options, project: str, name: str, output: str) -> None:
+    """Write a plugin's whole state as lines of JSON, for load, into a store on either engine."""
+    with options.reading():
+        from ..models import Plugin, Project
+
+        text = Plugin.named(Project.named(project), name).state.export()
+    write_out(output, [text.encode()])
+
+
+@plugin.command
+@click.argument("project")
+@click.argument("name")
+@click.argument("file", type=click.File(encoding="utf-8"))
+@pass_options
+def load(options: Options, project: str, name: str, file: IO[str]) -> None:
+    """Put an export in the place of a plugin's whole state. FILE - is standard input."""
+    text = file.read()
+    with options.writing():
+        from ..models import Plugin, Project
+
+        keys = Plugin.named(Project.named(project), name).state.load(text)
+    options.note(f"the plugin {name!r} has {keys:,} keys now")
+
+
+@plugin.command
+@click.argument("project")
+@click.argument("name")
+@click.confirmation_option("--yes", prompt="Remove every key of the plugin's state?", help="Do not ask.")
+@pass_options
+def wipe(options: Options, project: str, name: str) -> None:
+    """Remove every key of a plugin's state. The plugin and its tables stay."""
+    with options.writing():
+        from ..models import Plugin, Project
+
+        keys = Plugin.named(Project.named(project), name).state.wipe()
+    options.note(f"removed {keys:,} keys")

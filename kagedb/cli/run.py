@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import NotFound
-from .options import Options, as_ulid, json_option, limit_option, pass_options
-from .output import Row, duration, limited, show_block, show_json, show_list, show_record, show_table
+from .options import Options, as_ulid, json_option, limit_option, output_option, pass_options
+from .output import (
+    Row,
+    duration,
+    limited,
+    refuse_terminal,
+    show_block,
+    show_json,
+    show_list,
+    show_record,
+    show_table,
+    show_text,
+    size,
+    write_out,
+)
 
 if TYPE_CHECKING:
     from ..models import Run, RunNode
@@ -64,20 +78,26 @@ def show(options: Options, id: str, as_json: bool) -> None:
     """Show a run with its input and output.
 
     JSON: id, session, parent, agent, state, exit_status, error, started_at, finished_at, prompt (project, name,
-    version; null where none was named), input, output.
+    version; null where none was named), attachments (name, kind, size), input, output.
     """
     with options.reading():
-        from ..models import Run
+        from ..models import Run, RunAttachment
 
         found = Run.by_id(id)
         record = _record(found)
+        attachments = [
+            {"name": one.name, "kind": one.kind, "size": one.size}
+            for one in found.attachments.order_by(RunAttachment.id)
+        ]
         version = found.prompt_version
         prompt = None
         if version is not None:
             named = version.prompt
             prompt = {"project": named.project.name, "name": named.name, "version": version.version}
     if as_json:
-        show_json({**record, "prompt": prompt, "input": found.input, "output": found.output})
+        show_json(
+            {**record, "prompt": prompt, "attachments": attachments, "input": found.input, "output": found.output}
+        )
         return
     error = record.pop("error")
     show_record(
@@ -85,6 +105,7 @@ def show(options: Options, id: str, as_json: bool) -> None:
             **record,
             "took": _took(record),
             "prompt": f"{prompt['project']} {prompt['name']} version {prompt['version']}" if prompt else None,
+            "attachments": [f"{one['name']} ({one['kind']}, {size(one['size'])})" for one in attachments],
         }
     )
     if error is not None:
@@ -92,6 +113,26 @@ def show(options: Options, id: str, as_json: bool) -> None:
     show_block("input", found.input)
     if found.output is not None:
         show_block("output", found.output)
+
+
+@run.command
+@click.argument("id", callback=as_ulid)
+@click.argument("name")
+@output_option
+@pass_options
+def attachment(options: Options, id: str, name: str, output: str) -> None:
+    """Write what was attached to a run under a name, every byte of it checked."""
+    with options.reading():
+        from ..models import Run
+
+        data = Run.by_id(id).attachment(name)
+    if isinstance(data, bytes):
+        refuse_terminal(output)
+        write_out(output, [data])
+    elif output == "-" and sys.stdout.isatty():
+        show_text(data)
+    else:
+        write_out(output, [data.encode("utf-8", "surrogatepass")])
 
 
 @run.command

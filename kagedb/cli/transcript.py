@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from ..errors import AlreadyExists
-from .options import Options, as_ulid, json_option, limit_option, pass_options, project_option
-from .output import duration, show_json, show_list, show_record, show_table, size, visible
+from .options import Options, as_ulid, json_option, limit_option, output_option, pass_options, project_option
+from .output import duration, show_json, show_list, show_record, show_table, size, visible, write_out
 
 TAIL_LINES = 100
 """Lines of a tail where --lines says nothing: a few screens."""
@@ -163,9 +162,7 @@ def replay(options: Options, id: str, speed: float, from_ms: int, idle: float | 
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="What it becomes."
 )
-@click.option(
-    "-o", "--output", default="-", metavar="FILE", help="A new file; - is standard output.", show_default=True
-)
+@output_option
 @pass_options
 def export(options: Options, id: str, form: str, output: str) -> None:
     """Write a transcript for other programs.
@@ -177,12 +174,7 @@ def export(options: Options, id: str, form: str, output: str) -> None:
         from ..models import Transcript
 
         pieces = _exported(Transcript.by_id(id), form)
-        if output == "-":
-            stream = sys.stdout.buffer
-            _write(stream, pieces)
-            stream.flush()
-        else:
-            _write_new_file(output, pieces)
+        write_out(output, pieces)
 
 
 @transcript.command("import")
@@ -266,24 +258,3 @@ def _exported(found: Any, form: str) -> Iterator[bytes]:
         version = 2 if form == "asciicast-v2" else 3
         for line in asciicast.write(header_of(found), found.events(), version):
             yield line.encode()
-
-
-def _write(stream: IO[bytes], pieces: Iterable[bytes]) -> None:
-    for piece in pieces:
-        stream.write(piece)
-
-
-def _write_new_file(path: str, pieces: Iterable[bytes]) -> None:
-    """All of it or no file."""
-    try:
-        file = open(path, "xb")  # noqa: SIM115
-    except FileExistsError:
-        raise AlreadyExists(f"there is a file {path} already", "name another one, or remove it") from None
-    except OSError as error:
-        raise click.BadParameter(f"{path} cannot be made: {error.strerror}", param_hint="'--output'") from None
-    try:
-        with file:
-            _write(file, pieces)
-    except BaseException:
-        os.unlink(path)
-        raise

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import peewee
 
@@ -114,7 +114,7 @@ class StoreDatabase(peewee.Database):  # type: ignore[misc]
         try:
             return bool(super().connect(reuse_if_open))
         except peewee.PeeweeException as error:
-            raise self.translate(error) from error
+            self.raise_translated(error)
 
     def require_open(self) -> None:
         """Raises StorageClosed."""
@@ -154,13 +154,17 @@ class StoreDatabase(peewee.Database):  # type: ignore[misc]
                     cursor.execute(sql)
                 return cursor
         except peewee.PeeweeException as error:
-            raise self.translated(error) from error
+            self.raise_translated(error)
 
-    def translated(self, error: Exception) -> Exception:
+    def raise_translated(self, error: Exception) -> NoReturn:
+        """Raise what a driver's error stands for; a transaction that it happened in is broken."""
         state = self._state
         if state.transactions and state.failed is None:
             state.failed = error
-        return self.translate(error)
+        translated = self.translate(error)
+        if translated is error:
+            raise error
+        raise translated from error
 
     def _execute_cursor(self, sql: str, params: Any, **options: Any) -> Any:
         kind = classify(sql)
@@ -188,10 +192,7 @@ class StoreDatabase(peewee.Database):  # type: ignore[misc]
         try:
             return super()._execute_cursor(sql, params, **options)
         except peewee.PeeweeException as error:
-            translated = self.translated(error)
-            if translated is error:
-                raise
-            raise translated from error
+            self.raise_translated(error)
 
     def _check_write_allowed(self, kind: Kind) -> None:
         if kind is Kind.CONTROL:

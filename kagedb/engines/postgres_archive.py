@@ -22,7 +22,7 @@ from .archive import COPY, FIRST_OF_HISTORY, INTEGER, Archiver, Contents, Pace, 
 from .places import make_private_file, sync_file
 from .postgres_contents import PostgresContents
 from .postgres_server import driver
-from .sqlite_contents import SqliteContents, quoted, sqlite3
+from .sqlite_contents import SqliteContents, quoted, sqlite3, translated
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -55,6 +55,8 @@ class PostgresReader(Reader):
             connection.execute("PRAGMA synchronous = OFF")
             with self._text(data, form) as text:
                 _load(connection, text, {table.name: table for table in tables})
+        except sqlite3.Error as error:
+            raise translated(error, loaded) from error
         finally:
             connection.close()
         contents = SqliteContents.open(loaded, tables)
@@ -307,7 +309,7 @@ def _load_rows(connection: Any, piece: tools.Rows, table: Table) -> None:
     connection.execute("BEGIN")
     try:
         connection.executemany(insert, (tools.values(line, kinds) for line in piece.lines))
-    except (ValueError, sqlite3.Error) as error:
+    except ValueError as error:
         raise StorageCorrupt(
             f"the rows of {table.name} in the dump cannot be read: {error}", "use another set: kaged backups"
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
 from ..errors import StorageForbidden
 from .database import StoreDatabase
 from .plugins import PluginTables, prefix, refusal

@@ -41,7 +41,7 @@ from .places import (
     writable,
 )
 from .sqlite_calls import CallGate
-from .sqlite_contents import DAMAGE_SHOWN
+from .sqlite_contents import damage_told
 from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
 from .sqlite_locks import RESTORE_NOTE, SqliteLocks
 
@@ -188,11 +188,21 @@ class SqliteEngine(SqliteLocks):
 
     def close(self) -> None:
         database = self.database
-        database.close_for_good(self.settings.busy_timeout_ms / 1000)
+        patience = self.settings.busy_timeout_ms / 1000
+        database.close_for_good(patience)
         database._state.reset()
         connections = [connection for _, connection in database._by_thread.values()]
-        for connection in connections:
-            database._close(connection)
+        # Nobody else may be inside: a connection that is closed under a running statement takes its memory along.
+        alone = database.calls.pause(patience)
+        try:
+            if not alone:
+                for connection in connections:
+                    connection.interrupt()
+                database.calls.wait_until_alone(patience)
+            for connection in connections:
+                database._close(connection)
+        finally:
+            database.calls.resume()
         self.release()
         if self._scratch is not None:
             shutil.rmtree(self._scratch)
@@ -362,11 +372,10 @@ class SqliteEngine(SqliteLocks):
             )
 
     def damage(self) -> list[str]:
-        found = [row[0] for row in self.database.raw(f"PRAGMA integrity_check({DAMAGE_SHOWN})").fetchall()]
-        if found != ["ok"]:
-            return found
-        dangling = self.database.raw("PRAGMA foreign_key_check").fetchmany(DAMAGE_SHOWN)
-        return [f"{table} row {row} refers to a {target} that is not there" for table, row, target, _ in dangling]
+        try:
+            return damage_told(lambda sql: list(self.database.raw(sql)))
+        except (sqlite3.DatabaseError, StorageCorrupt) as error:
+            return [str(error)]
 
     def exposed(self) -> list[str]:
         owner = self.path.stat()

@@ -1,4 +1,4 @@
-"""Who is inside SQLite at this moment, so that a fork can wait until nobody is.
+"""Who is inside SQLite at this moment, so that a fork, and closing, can wait until nobody is.
 
 SQLite runs without Python's lock. A thread that a fork catches inside it does not exist in the child, but the mutexes
 that it holds do: the child would wait for them for ever. So every call goes through the gate, the steps of a query too.
@@ -9,8 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import peewee
+
+if TYPE_CHECKING:
+    from .sqlite_database import SqliteStoreDatabase
 
 ROWS_AHEAD = 64
 """Rows fetched at a time after the first: passing the gate costs as much as a short row."""
@@ -20,7 +25,7 @@ PAUSE_POLL_SECONDS = 0.0005
 
 
 class CallGate:
-    """Open, but while a fork is under way; as a context manager it is around each call into SQLite."""
+    """Open, but while a fork or closing is under way; as a context manager it is around each call into SQLite."""
 
     def __init__(self) -> None:
         self._inside: dict[int, int] = {}
@@ -47,9 +52,13 @@ class CallGate:
 
     def pause(self, seconds: float) -> bool:
         """Close the gate, and wait until the other threads are out; False where one stays. `resume` opens it."""
-        me = threading.get_ident()
         self._pause.acquire()
-        self._paused_by = me
+        self._paused_by = threading.get_ident()
+        return self.wait_until_alone(seconds)
+
+    def wait_until_alone(self, seconds: float) -> bool:
+        """While it is closed, wait again; False where somebody stays."""
+        me = threading.get_ident()
         deadline = time.monotonic() + seconds
         while set(self._inside) - {me}:
             if time.monotonic() > deadline:
@@ -65,9 +74,9 @@ class CallGate:
 class Rows:
     """The cursor of a query, read through the gate."""
 
-    def __init__(self, cursor: Any, gate: CallGate) -> None:
+    def __init__(self, cursor: Any, database: SqliteStoreDatabase) -> None:
         self._cursor = cursor
-        self._gate = gate
+        self._database = database
         self._ahead: deque[Any] = deque()
         self._asked = self._ended = False
         self.description = cursor.description
@@ -85,14 +94,13 @@ class Rows:
         if not self._ahead and not self._ended:
             wanted = ROWS_AHEAD if self._asked else 1
             self._asked = True
-            with self._gate:
-                rows = self._cursor.fetchmany(wanted)
+            rows = self._fetch(lambda: self._cursor.fetchmany(wanted))
             self._ended = len(rows) < wanted
             self._ahead.extend(rows)
         return self._ahead.popleft() if self._ahead else None
 
     def fetchmany(self, size: int = 1) -> list[Any]:
-        rows = []
+        rows: list[Any] = []
         while len(rows) < size and (row := self.fetchone()) is not None:
             rows.append(row)
         return rows
@@ -102,8 +110,7 @@ class Rows:
         self._ahead.clear()
         if not self._ended:
             self._ended = True
-            with self._gate:
-                rows += self._cursor.fetchall()
+            rows += self._fetch(self._cursor.fetchall)
         return rows
 
     def __iter__(self) -> Iterator[Any]:
@@ -113,5 +120,12 @@ class Rows:
     def close(self) -> None:
         self._ended = True
         self._ahead.clear()
-        with self._gate:
+        with self._database.calls:
             self._cursor.close()
+
+    def _fetch(self, fetch: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            with self._database.calls, peewee.__exception_wrapper__:
+                return fetch()
+        except peewee.PeeweeException as error:
+            self._database.raise_translated(error)

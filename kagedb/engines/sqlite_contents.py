@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,19 @@ class SqliteContents(Contents):
             raise translated(error, self.path) from error
 
     def damage(self) -> list[str]:
-        found = [row[0] for row in self.raw(f"PRAGMA integrity_check({DAMAGE_SHOWN})").fetchall()]
-        if found != ["ok"]:
-            return found
-        dangling = self.raw("PRAGMA foreign_key_check").fetchmany(DAMAGE_SHOWN)
-        return [f"{table} row {row} refers to a {target} that is not there" for table, row, target, _ in dangling]
+        try:
+            return damage_told(lambda sql: list(self.stream(sql)))
+        except StorageCorrupt as error:
+            return [error.message]
+
+
+def damage_told(ask: Callable[[str], list[tuple[Any, ...]]]) -> list[str]:
+    """What SQLite finds wrong with a database that is asked through `ask`."""
+    found = [row[0] for row in ask(f"PRAGMA integrity_check({DAMAGE_SHOWN})")]
+    if found != ["ok"]:
+        return found
+    dangling = ask("PRAGMA foreign_key_check")[:DAMAGE_SHOWN]
+    return [f"{table} row {row} refers to a {target} that is not there" for table, row, target, _ in dangling]
 
 
 def quoted(name: str) -> str:

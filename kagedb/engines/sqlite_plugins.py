@@ -1,4 +1,4 @@
-"""Plugins' own tables on SQLite: in the store's file, kept apart by an authorizer (sqlite.org/c3ref/set_authorizer.html).
+"""Plugins' own tables on SQLite: in the store's file, kept apart by an authorizer (sqlite3_set_authorizer).
 
 The authorizer sees what a statement touches, not what it leads to: to what a table is renamed, to what a foreign key
 refers. So whatever changed the schema is looked at once more before it is committed.
@@ -30,8 +30,15 @@ _ON_TABLES = frozenset(
     ]
 )
 _ON_INDEXES = frozenset([sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_DROP_INDEX])
-_SCHEMA_TABLES = ("sqlite_master", "sqlite_schema", "sqlite_temp_master", "sqlite_temp_schema", "sqlite_stat")
-"""What SQLite itself reads and writes to change a schema; it lets nobody else write to them."""
+_SCHEMA_TABLES = (
+    "sqlite_master",
+    "sqlite_schema",
+    "sqlite_temp_master",
+    "sqlite_temp_schema",
+    "sqlite_stat",
+    "pragma_quick_check",
+)
+"""How the names begin of what SQLite itself reads and writes to change a schema; it lets nobody else write to them."""
 
 
 class SqlitePluginTables(PluginTables):
@@ -53,6 +60,9 @@ class SqlitePluginTables(PluginTables):
         finally:
             with database.calls:
                 connection.set_authorizer(None)
+        if guard.denied:
+            # A driver may keep the error of a statement that it had compiled before to itself (pysqlite3 does).
+            raise refusal(plugin, guard.denied)
         if changes_schema:
             self._check_schema(plugin, guard, objects)
 
@@ -124,4 +134,6 @@ class _Guard:
         if action == sqlite3.SQLITE_ALTER_TABLE:
             # Here the table is the other argument.
             return first == "main" and self.owns(second)
+        if action == sqlite3.SQLITE_PRAGMA:
+            return self.changes_schema and first == "quick_check"
         return action == sqlite3.SQLITE_REINDEX and self.owns(first)  # filling a new index

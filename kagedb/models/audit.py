@@ -68,10 +68,12 @@ class AuditEvent(Model):
     )
 
     _of = Hot(
-        lambda: AuditEvent.select()
-        .where(AuditEvent.subject == Parameter("subject", AuditEvent.subject))
-        .order_by(AuditEvent.seq.desc())
-        .limit(Parameter("limit", AuditEvent.seq))
+        lambda: (
+            AuditEvent.select()
+            .where(AuditEvent.subject == Parameter("subject", AuditEvent.subject))
+            .order_by(AuditEvent.seq.desc())
+            .limit(Parameter("limit", AuditEvent.seq))
+        )
     )
     _empty = Hot(
         lambda: AuditEvent.update(

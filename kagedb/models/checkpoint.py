@@ -129,13 +129,14 @@ class Checkpoint(Identified):
 
     def restore(self) -> Any:
         """The state that was given to `pause`, every byte of it checked. Raises StorageCorrupt."""
-        return self._content()[0]
+        return self.content()[0]
 
     def binaries(self) -> dict[str, bytes]:
         """The named byte strings that were given to `pause`, checked. Raises StorageCorrupt."""
-        return self._content()[1]
+        return self.content()[1]
 
-    def _content(self) -> tuple[Any, dict[str, bytes]]:
+    def content(self) -> tuple[Any, dict[str, bytes]]:
+        """Both at once: the state, and the byte strings by name. Raises StorageCorrupt."""
         try:
             return split_state(expand(self.root, Blob.fetch))
         except StorageCorrupt as error:
@@ -223,7 +224,7 @@ class Checkpoint(Identified):
         """What is not the same in `other`, as changes from this state to that one."""
         if self.root == other.root:
             return []
-        (state, binaries), (other_state, other_binaries) = self._content(), other._content()
+        (state, binaries), (other_state, other_binaries) = self.content(), other.content()
         return [*differences(state, other_state), *differences(binaries, other_binaries, "binaries:")]
 
     @property

@@ -24,6 +24,9 @@ NODE_REFERENCES = 64
 INLINE_BYTES = 512
 """What weighs less stays in the node that it is found in: a row of its own would cost a quarter of that again."""
 
+INLINE_REFERENCES = 32
+"""So many references stay in the node that they are found in, which is written anew for each change below it anyway."""
+
 NODE_MIN_BYTES, NODE_MEAN_BYTES, NODE_MAX_BYTES = 1024, 2048, 4096
 """Weight of a node over several elements. Smaller ones compress badly, larger ones are rewritten for little: of 1, 2, 4
 and 8 KiB this stored the least, for lists of short elements and for lists of messages."""
@@ -253,16 +256,23 @@ class _Builder:
 
     def sequence(self, items: Iterable[Parts], separator: bytes) -> Parts:
         """Items one after the other: as they are where they are few, else as references to nodes over them."""
-        parts, nodes = self._level(items, separator)
+        parts, nodes = self._level(list(items), separator)
         while nodes:
-            parts, nodes = self._level(([node] for node in nodes), b"")
+            parts, nodes = self._level([[node] for node in nodes], b"")
         return parts
 
-    def _level(self, items: Iterable[Parts], separator: bytes) -> tuple[Parts, list[bytes]]:
-        """The nodes over the items; or the items themselves and no node, where all of them weigh little."""
-        nodes: list[bytes] = []
+    def _level(self, items: list[Parts], separator: bytes) -> tuple[Parts, list[bytes]]:
+        """The nodes over the items; or the items themselves and no node, where they are few and small."""
         parts: Parts = []
-        weight = count = 0
+        for item in items:
+            if parts and separator:
+                parts.append(separator)
+            parts += item
+        refs = sum(type(part) is Reference for part in parts)
+        if refs <= INLINE_REFERENCES and sum(map(len, parts)) - refs * DIGEST_BYTES <= INLINE_BYTES:
+            return parts, []
+        nodes: list[bytes] = []
+        parts, weight, count = [], 0, 0
         before = b""
         for item in items:
             refs = sum(type(part) is Reference for part in item)
@@ -279,12 +289,8 @@ class _Builder:
             if weight >= NODE_MIN_BYTES and (weight >= NODE_MAX_BYTES or _is_boundary(item, item_weight)):
                 nodes.append(self.node(parts))
                 parts, weight, count = [], 0, 0
-        if not nodes and weight <= INLINE_BYTES:
-            return parts, []
         if parts:
             nodes.append(self.node(parts))
-        if len(nodes) == 1:
-            return [nodes[0]], []
         return [], nodes
 
     def node(self, parts: Parts) -> Reference:

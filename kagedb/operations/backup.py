@@ -192,7 +192,7 @@ def _fill(engine: Engine, part: Path, sequence: int, at: int, plan: Plan) -> tup
         held_ms = round((time.monotonic() - held_from) * 1000)
         summing = _Summing(data) if contents.finished and not plan.compression else None
         found = _look(contents, plan)
-        history, newest_at = _history(contents)
+        history, newest_at = _history(contents) if found.facts else ([], 0)
     if not contents.finished:
         held_ms = round((time.monotonic() - held_from) * 1000)
     data_sum = summing.result() if summing else None

@@ -78,11 +78,14 @@ def examine(contents: Contents, progress: Progress | None = None) -> Examined:
     damage = contents.damage()
     if damage:
         return Examined({}, wrong=damage)
-    examined = digests(contents, progress)
-    if "audit_event" not in examined.facts:
-        examined.wrong.append("it has no tables of a kaged store")
-        return examined
-    verdict = audit.verify_in(contents)
+    try:
+        examined = digests(contents, progress)
+        if "audit_event" not in examined.facts:
+            examined.wrong.append("it has no tables of a kaged store")
+            return examined
+        verdict = audit.verify_in(contents)
+    except StorageCorrupt as error:
+        return Examined({}, wrong=[error.message])
     if verdict.result == audit.BROKEN:
         examined.wrong.append(f"the audit log is broken at event {verdict.seq}: {verdict.wrong}")
     return examined
