@@ -13,8 +13,8 @@ import hmac
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import InvalidValue, StateError, StorageError
 from .settings import make_directory
@@ -24,8 +24,7 @@ _STEP = b"kaged.audit.key.1"
 _PRINTED = re.compile(r"kaged-audit-key-1:(\d{1,18}):([0-9a-f]{64})")
 
 
-@dataclass(frozen=True, slots=True)
-class SealKey:
+class SealKey(NamedTuple):
     """The key of the seal number `n`. Its `repr` does not show it."""
 
     n: int

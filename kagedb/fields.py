@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import peewee
 
@@ -47,8 +46,7 @@ def _from_json(text: str) -> Any:
     return value if end == len(text) else json.loads(text)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How large a stored value may be; the settings `limits.*`."""
 
     json_bytes: int = 1_048_576
@@ -62,7 +60,7 @@ class Limits:
     @classmethod
     def of(cls, settings: Any) -> Limits:
         """The limits that the settings give."""
-        return cls(**{limit.name: getattr(settings, limit.name) for limit in fields(cls)})
+        return cls(*(getattr(settings, name) for name in cls._fields))
 
 
 class _Checked(peewee.Field):  # type: ignore[misc]

@@ -11,9 +11,8 @@ import hashlib
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peewee
 
@@ -35,8 +34,7 @@ DIFFERENCES_SHOWN = 6
 """Lines of a catalogue difference in an error: enough to see what kind of thing happened."""
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(NamedTuple):
     """A migration script: its name (`0001_initial`), file, and the SHA-256 of its text in hex."""
 
     name: str
@@ -44,8 +42,7 @@ class Script:
     checksum: str
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """A script as the store's history has it; `version` is the kagedb that applied it."""
 
     name: str
@@ -54,8 +51,7 @@ class Applied:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """How a store stands to this program's scripts."""
 
     applied: list[Applied]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 from .config import Number, Setting, Text, checked_values, read_config
 from .errors import SettingsError, StorageError, StorageForbidden
@@ -56,8 +56,7 @@ class _ProgramDirectory(Setting):
         return str(settings.values.get(self.name, ""))
 
 
-@dataclass(frozen=True)
-class Effective:
+class Effective(NamedTuple):
     """One line of `kaged config`: a setting, its value as text that is safe to print, and where it was set."""
 
     name: str

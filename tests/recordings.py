@@ -14,7 +14,9 @@ ANA = "operator:ana"
 
 PIECES: tuple[Callable[[random.Random], bytes], ...] = (
     lambda rng: f"line {rng.random()} {'=' * rng.randrange(120)}\r\n".encode(),
-    lambda rng: f"\x1b[{rng.randrange(1, 25)};{rng.randrange(1, 81)}H\x1b[3{rng.randrange(8)}m{rng.random():.3f}".encode(),
+    lambda rng: (
+        f"\x1b[{rng.randrange(1, 25)};{rng.randrange(1, 81)}H\x1b[3{rng.randrange(8)}m{rng.random():.3f}".encode()
+    ),
     lambda rng: "größer, 漢字, 🙂 ".encode()[rng.randrange(4) :],
     lambda rng: rng.randbytes(rng.randrange(60)),
     lambda rng: b"\r\x1b[K" + b"#" * rng.randrange(70),
@@ -49,9 +51,17 @@ def joined(events: Iterable[Event]) -> list[Event]:
     return found
 
 
+class Screen(pyte.Screen):
+    """pyte's, which vim's query for the terminal's keyboard modes (`CSI ? 4 m`) makes fail."""
+
+    def select_graphic_rendition(self, *attributes: int, private: bool = False) -> None:
+        if not private:
+            super().select_graphic_rendition(*attributes)
+
+
 def screen(columns: int, rows: int, data: bytes) -> list[str]:
     """What a terminal of that size shows after this output."""
-    shown = pyte.Screen(columns, rows)
+    shown = Screen(columns, rows)
     pyte.ByteStream(shown).feed(data)
     # Not its `display`, which fails where half of a wide character has been overwritten.
     return ["".join(shown.buffer[row][column].data for column in range(columns)) for row in range(rows)]

@@ -1,4 +1,4 @@
-"""A terminal for `kaged` as an operator has one: a program starts on it, keys are typed, and all that is shown is kept."""
+"""A terminal for `kaged` as an operator has one: a program starts on it, keys are typed, what is shown is kept."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,38 @@ def test_the_engine_that_is_not_used_is_not_imported(migrated_url: str, engine: 
         migrated_url,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+NOT_FOR_A_START = (
+    """
+    asyncio bz2 click difflib lzma platformdirs playhouse.migrations shlex shutil subprocess tempfile tomllib ulid zlib
+    kagedb.audit_key kagedb.cli kagedb.formats kagedb.migrating kagedb.operations
+    kagedb.engines.archive kagedb.engines.plugins kagedb.engines.query kagedb.engines.sqlite_contents
+    kagedb.engines.sqlite_archive kagedb.engines.sqlite_plugins kagedb.engines.sqlite_query
+    kagedb.engines.postgres_archive kagedb.engines.postgres_plugins kagedb.engines.postgres_query
+    kagedb.models.backlog kagedb.models.flusher kagedb.models.plain kagedb.models.recorder kagedb.models.segment
+    kagedb.models.plugin_state kagedb.models.plugin_tables kagedb.models.write_behind
+    kagedb.models.state_diff kagedb.models.state_tree
+    """
+).split()  # fmt: skip
+"""Modules that some verb needs, and a command that notes one event does not: each costs every start a millisecond."""
+
+
+def test_opening_a_store_for_one_event_imports_nothing_that_it_does_not_use(migrated_url: str) -> None:
+    done = run_python(
+        "import sys; before = set(sys.modules)\n"
+        "import peewee; before |= set(sys.modules)\n"  # with what its drivers bring
+        "import kagedb\n"
+        "with kagedb.connect(sys.argv[1]):\n"
+        "    kagedb.AuditEvent.record('policy.decision', actor='agent:planner', body={'allowed': True})\n"
+        f"print(sorted(({set(NOT_FOR_A_START)} & set(sys.modules)) - before))",
+        migrated_url,
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_what_a_start_does_without_is_there_for_those_who_need_it() -> None:
+    assert [name for name in NOT_FOR_A_START if importlib.util.find_spec(name) is None] == []
 
 
 def test_imports_go_down_only() -> None:

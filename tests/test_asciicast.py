@@ -1,4 +1,4 @@
-"""asciicast: what is exported is taken by programs that are not ours, shows the same screen, and reads back the same."""
+"""asciicast: programs that are not ours take what is exported and show the same screen, and it reads back as it was."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADER = Header(80, 24, started_at=1_795_511_166_000, title='night "watch" grö�
 EVENTS: list[Event] = [
     Output(0, b"\x1b[2J\x1b[H\x1b[1;31mred\x1b[0m\r\n"),
     Output(160, "größer 漢字 🙂\r\n".encode()),
-    Mark(160, "here it broke, \"quoted\" \x1b \u2028"),
+    Mark(160, 'here it broke, "quoted" \x1b \u2028'),
     Resize(320, 100, 30),
     Gap(480, 12_345),
     Output(2_000_000_000, b"\tthe end\x7f\x00"),
@@ -145,8 +145,8 @@ V3 = '{"version": 3, "term": {"cols": 80, "rows": 24}}\n'
 
 def test_what_other_recorders_write_is_read() -> None:
     cast, events = read(
-        '{"version": 3, "term": {"cols": 100, "rows": 30, "type": "xterm", "theme": {}}, "timestamp": 1504467315, "tags": ["x"],'
-        ' "title": null, "env": {"SHELL": "/bin/zsh"}, "idle_time_limit": 2.5}\n'
+        '{"version": 3, "term": {"cols": 100, "rows": 30, "type": "xterm", "theme": {}}, "timestamp": 1504467315,'
+        ' "tags": ["x"], "title": null, "env": {"SHELL": "/bin/zsh"}, "idle_time_limit": 2.5}\n'
         '# a comment\n\n[0.248, "o", "Hello "]\n[1.001, "i", "q"]\n[0.5, "o", "World"]\n[0.1, "new", {"a": 1}]\n'
         '[1, "m", ""]\n[0.25, "x", "7"]\n'
     )
@@ -204,6 +204,9 @@ def test_what_is_no_recording_is_refused_with_its_line(text: str, why: str) -> N
 
 
 def test_bytes_that_are_not_utf_8_and_surrogates_are_survived() -> None:
-    with pytest.raises(InvalidValue, match="line 2 of a.cast is not JSON in UTF-8"):
+    with pytest.raises(InvalidValue, match=r"line 2 of a\.cast is not JSON in UTF-8"):
         read(V2.encode() + b'[1, "o", "\xff"]\n[2, "o", "y"]\n')
-    assert read(V2 + '[1, "o", "\\ud800"]\n[2, "m", "\\ud800\\u0000"]\n')[1] == [Output(1000, b"?"), Mark(2000, "?\ufffd")]
+    assert read(V2 + '[1, "o", "\\ud800"]\n[2, "m", "\\ud800\\u0000"]\n')[1] == [
+        Output(1000, b"?"),
+        Mark(2000, "?\ufffd"),
+    ]

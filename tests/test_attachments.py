@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -82,7 +81,7 @@ def test_two_runs_may_use_one_name(run: Run) -> None:
 
 
 def test_an_oversize_attachment_is_refused_before_it_is_written(storage: Storage, run: Run, monkeypatch: Any) -> None:
-    monkeypatch.setattr(storage.database, "limits", replace(storage.database.limits, attachment_bytes=1_000))
+    monkeypatch.setattr(storage.database, "limits", storage.database.limits._replace(attachment_bytes=1_000))
     run.attach("fits", bytes(1_000))
     before = Blob.select().count()
     for data in (bytes(1_001), "ü" * 501):

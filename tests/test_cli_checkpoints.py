@@ -83,7 +83,9 @@ def test_the_difference_is_shown_by_place(left: Any) -> None:
         {"path": "binaries:/screen", "change": "added", "before": None, "after": "2 bytes"},
     ]
     assert "\x1b" not in answer(left.url, "checkpoint", "diff", left.ids[0], left.ids[4])
-    assert in_process("--url", left.url, "checkpoint", "diff", left.ids[0], left.ids[0]).output == "the states are equal\n"
+    assert (
+        in_process("--url", left.url, "checkpoint", "diff", left.ids[0], left.ids[0]).output == "the states are equal\n"
+    )
 
 
 def test_a_state_is_written_to_a_new_file_for_its_owner_alone(left: Any, tmp_path: Path) -> None:
@@ -103,7 +105,9 @@ def test_a_state_is_written_to_a_new_file_for_its_owner_alone(left: Any, tmp_pat
 def test_a_damaged_state_is_not_written(left: Any, tmp_path: Path) -> None:
     with kagedb.connect(url=left.url) as storage:
         root = Checkpoint.by_id(left.ids[2]).root
-        storage.database.execute_sql(storage.database.dialect("UPDATE blob SET data = ? WHERE digest = ?"), (b"\0x", root))
+        storage.database.execute_sql(
+            storage.database.dialect("UPDATE blob SET data = ? WHERE digest = ?"), (b"\0x", root)
+        )
     for command in ("show", "restore"):
         failed = in_process("--url", left.url, "checkpoint", command, left.ids[2])
         assert failed.exit_code == 3
@@ -112,7 +116,9 @@ def test_a_damaged_state_is_not_written(left: Any, tmp_path: Path) -> None:
 
 def test_pruning_removes_and_says_so(left: Any) -> None:
     assert in_process("--url", left.url, "checkpoint", "prune").exit_code == 2
-    assert "would remove 2 checkpoints, and keep 3" in answer(left.url, "checkpoint", "prune", "--keep", "2", "--dry-run")
+    assert "would remove 2 checkpoints, and keep 3" in answer(
+        left.url, "checkpoint", "prune", "--keep", "2", "--dry-run"
+    )
     assert answer_json(left.url, "checkpoint", "prune", "--before", "1d")["removed"] == 0
     answer(left.url, "checkpoint", "pin", left.ids[1], "--off")
     answer(left.url, "checkpoint", "pin", left.ids[0])

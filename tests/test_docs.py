@@ -264,8 +264,8 @@ def test_every_file_beside_the_database_is_described_and_no_other(engine: str, h
 # Settings.
 
 
-HOME_DEFAULTS = {"storage.url": "`<home>/kaged.db`", "backup.directory": "`<home>/backups`"}
-"""What follows from the home and so is no value in the table of the program."""
+HOME_DEFAULTS = {"storage.url": "`<home>/kaged.db`", "backup.directory": "`<home>/backups`", "backup.pg_bin": "by PATH"}
+"""What is no value in the table of the program: it follows from the home, or from PATH."""
 
 
 def setting_row(setting: Setting) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,7 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, storage: Storage, **limits: int) -> None:
-    monkeypatch.setattr(storage.database, "limits", replace(storage.database.limits, **limits))
+    monkeypatch.setattr(storage.database, "limits", storage.database.limits._replace(**limits))
 
 
 VALUES: list[Any] = [None, True, 0, 1.0, -0.0, "", "ü\u2028", [], {}, {"b": [1, {"a": None}], "a": 1e100}, 2**63 - 1]

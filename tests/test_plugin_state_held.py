@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -144,7 +143,7 @@ def test_what_is_held_expires_from_when_it_was_set(state: State) -> None:
 
 
 def test_the_quota_is_hard_before_anything_is_held(storage: Storage, state: State, monkeypatch: Any) -> None:
-    monkeypatch.setattr(storage.database, "limits", replace(storage.database.limits, plugin_keys=3, plugin_bytes=300))
+    monkeypatch.setattr(storage.database, "limits", storage.database.limits._replace(plugin_keys=3, plugin_bytes=300))
     state.set("a", 1)
     state.set("b", 1, flush_seconds=3_000)
     state.set("c", 1, flush_seconds=3_000)

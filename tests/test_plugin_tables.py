@@ -419,3 +419,10 @@ def test_two_starters_at_once_run_each_script_once(plugin: Plugin, migrated_url:
         tell(starter)
     said = sorted(wait_for_line(starter, "ran") for starter in starters)
     assert said == ["ran ['0001_readings', '0002_humid']", "ran []", "ran []"]
+
+
+def test_a_view_over_what_is_not_its_own_cannot_be_read(storage: Storage, tables: PluginDatabase) -> None:
+    name = "audit_event" if storage.engine.name == "sqlite" else "kaged.audit_event"
+    with pytest.raises(StorageForbidden, match="can touch only its own tables"):
+        tables.execute(f"CREATE VIEW p_weather__peek AS SELECT * FROM {name}")
+        tables.execute("SELECT COUNT(*) FROM p_weather__peek")

@@ -1,4 +1,4 @@
-"""`kaged record`: real programs on a real terminal. What is stored is what they wrote, and the operator notices nothing."""
+"""`kaged record`: real programs on a real terminal. What is stored is what they wrote; the operator notices nothing."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ def test_a_full_screen_program_is_recorded_as_it_was_shown(
     assert (run.state, run.exit_status, run.input) == ("finished", 0, {"command": list(command)})
     assert session.state == "ended"
     for version in ("2", "3"):
-        result = in_process("--url", recorded_url, "transcript", "export", transcript.id, "--format", f"asciicast-v{version}")
+        result = in_process(
+            "--url", recorded_url, "transcript", "export", transcript.id, "--format", f"asciicast-v{version}"
+        )
         import showreel.core.parser
 
         file = tmp_path / f"{version}.cast"
@@ -132,7 +134,7 @@ def test_a_coloured_log_of_git_is_recorded(recorded_url: str, tmp_path: Path) ->
     subprocess.run([*git, "init", "-q"], check=True)
     for number in range(5):
         subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", f"größer {number}"], check=True)
-    command = [*git, "--no-pager", "log", "--color=always", "--stat"]
+    command = [*git, "--no-pager", "log", "--color=always", "--decorate", "--stat"]
     with terminal() as shown:
         assert shown.wait(record(shown, recorded_url, *command)) == 0
     expected = subprocess.run(command, check=True, capture_output=True).stdout
@@ -140,9 +142,11 @@ def test_a_coloured_log_of_git_is_recorded(recorded_url: str, tmp_path: Path) ->
 
 
 def list_files(url: str, directory: Path, files: int) -> int:
+    listed = directory / "listed"
+    listed.mkdir()
     for number in range(files):
-        (directory / f"{number:06}-{'x' * 200}").touch()
-    command = ["ls", "-lR", str(directory)]
+        (listed / f"{number:06}-{'x' * 200}").touch()
+    command = ["ls", "-lR", str(listed)]
     with terminal() as shown:
         assert shown.wait(record(shown, url, *command)) == 0
         whole = shown.shown
@@ -153,12 +157,12 @@ def list_files(url: str, directory: Path, files: int) -> int:
 
 
 def test_a_long_listing_is_recorded_to_the_last_byte(recorded_url: str, tmp_path: Path) -> None:
-    assert list_files(recorded_url, tmp_path, 4_000) > 1_000_000
+    assert list_files(recorded_url, tmp_path, 4_500) > 1_000_000
 
 
 @pytest.mark.slow
 def test_a_listing_of_ten_megabytes_is_recorded_to_the_last_byte(recorded_url: str, tmp_path: Path) -> None:
-    assert list_files(recorded_url, tmp_path, 40_000) > 10_000_000
+    assert list_files(recorded_url, tmp_path, 42_000) > 10_000_000
 
 
 BYTE_BY_BYTE = """
@@ -172,7 +176,7 @@ for byte in "größer 漢字 🙂\\n".encode() + bytes(range(128, 256)) + b"\\xf
 def test_characters_that_come_in_pieces_and_bytes_that_are_none_are_recorded(recorded_url: str) -> None:
     with terminal() as shown:
         assert shown.wait(record(shown, recorded_url, *python(BYTE_BY_BYTE))) == 0
-    expected = ("größer 漢字 🙂\r\n".encode() + bytes(range(128, 256)) + b"\xff\xc3\x28\r\n")
+    expected = "größer 漢字 🙂\r\n".encode() + bytes(range(128, 256)) + b"\xff\xc3\x28\r\n"
     transcript, *_, raw = newest(recorded_url)
     assert raw == expected
     text = in_process("--url", recorded_url, "transcript", "export", transcript.id, "--format", "text").stdout
@@ -239,7 +243,9 @@ def test_a_command_that_cannot_be_started_is_told_as_a_shell_tells_it(
 
 def test_without_a_command_it_is_the_shell(recorded_url: str) -> None:
     with terminal() as shown:
-        recording = shown.start("--url", recorded_url, "record", "--title", "by hand", env={"SHELL": "/bin/sh", "PS1": "$ "})
+        recording = shown.start(
+            "--url", recorded_url, "record", "--title", "by hand", env={"SHELL": "/bin/sh", "PS1": "$ "}
+        )
         shown.wait_for(b"$ ")
         shown.type(b"tty; echo $((6 * 7)); exit 5\r")
         assert shown.wait(recording) == 5
@@ -312,7 +318,17 @@ TranscriptChunk._insert.run = refuse
 def test_keys_out_of_a_pipe_reach_the_command_and_end(recorded_url: str, tmp_path: Path) -> None:
     lines = "".join(f"line {number}\n" for number in range(2000))
     done = subprocess.run(
-        [sys.executable, "-c", "from kagedb.cli import main; main()", "-q", "--url", recorded_url, "record", "wc", "-lc"],
+        [
+            sys.executable,
+            "-c",
+            "from kagedb.cli import main; main()",
+            "-q",
+            "--url",
+            recorded_url,
+            "record",
+            "wc",
+            "-lc",
+        ],
         input=lines.encode(),
         capture_output=True,
         timeout=60,
@@ -329,7 +345,16 @@ def test_it_works_without_any_terminal(recorded_url: str) -> None:
 
 
 def test_a_reader_that_goes_away_hangs_up(recorded_url: str) -> None:
-    command = [sys.executable, "-c", "from kagedb.cli import main; main()", "-q", "--url", recorded_url, "record", "yes"]
+    command = [
+        sys.executable,
+        "-c",
+        "from kagedb.cli import main; main()",
+        "-q",
+        "--url",
+        recorded_url,
+        "record",
+        "yes",
+    ]
     recording = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert recording.stdout and recording.stdout.read(10) == b"y\r\ny\r\ny\r\ny"
     recording.stdout.close()
@@ -389,7 +414,8 @@ def test_it_says_which_project_it_needs(migrated_url: str) -> None:
     result = in_process("--url", migrated_url, "record", "--project", "old", "true")
     assert result.exit_code == 1 and "archived" in result.stderr
     assert run_kaged("--url", migrated_url, "record", "--project", "garden", "true").returncode == 0
-    assert newest(migrated_url)[2].project.name == "garden"
+    with kagedb.connect(url=migrated_url, read_only=True):
+        assert [session.project.name for session in Session.select()] == ["garden"]
 
 
 def test_a_store_that_is_missing_is_told_before_the_command_runs(url: str, tmp_path: Path) -> None:
@@ -398,11 +424,17 @@ def test_a_store_that_is_missing_is_told_before_the_command_runs(url: str, tmp_p
 
 
 def test_arguments_that_are_not_utf_8_and_long_ones_are_kept_readable(recorded_url: str) -> None:
-    done = run_kaged("--url", recorded_url, "record", "echo", os.fsdecode(b"\xff\xfe"), "x" * 2000, "two\nlines")
-    assert done.returncode == 0, done.stderr
-    _, run, session, _ = newest(recorded_url)
+    with terminal() as shown:
+        command = ("echo", os.fsdecode(b"\xff\xfe"), "x" * 2000, "two\nlines")
+        assert shown.wait(record(shown, recorded_url, *command)) == 0
+    _, run, session, raw = newest(recorded_url)
+    assert raw.startswith(b"\xff\xfe xxx")
     assert run.input["command"] == ["echo", "\\xff\\xfe", "x" * 2000, "two\nlines"]
-    assert session.title.startswith("echo '\\xff\\xfe' xxx") and session.title.endswith("x…") and len(session.title) == 1000
+    assert (
+        session.title.startswith("echo '\\xff\\xfe' xxx")
+        and session.title.endswith("x…")
+        and len(session.title) == 1000
+    )
 
 
 def test_the_session_is_audited_as_the_operators(recorded_url: str) -> None:

@@ -255,7 +255,7 @@ def test_flushing_a_recorder_whose_opening_was_undone_raises(session: Session, s
 
 @contextmanager
 def failing_store(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing can be inserted meanwhile: what a full disk or a server that is away comes to. The real ones are below."""
+    """Nothing can be inserted meanwhile, as on a full disk or where a server is away; the real ones are below."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise StorageError("the disk is full")
@@ -342,7 +342,9 @@ def test_without_a_hook_it_is_logged(session: Session, storage: Storage, monkeyp
     assert "the disk is full" in caplog.text
 
 
-def test_closing_what_cannot_be_written_can_be_tried_again(session: Session, storage: Storage, monkeypatch: Any) -> None:
+def test_closing_what_cannot_be_written_can_be_tried_again(
+    session: Session, storage: Storage, monkeypatch: Any
+) -> None:
     recorder = Transcript.open(session, 80, 24, on_error=lambda error: None)
     recorder.write(b"kept")
     with failing_store(storage, monkeypatch), pytest.raises(StorageError):

@@ -304,6 +304,8 @@ def _restore_killed_at(url: str, limit: int) -> int:
             "kaged.db.lock",
             "kaged.db-wal",
             "kaged.db-shm",
+            # A note that was not in force yet; the next restore writes it anew.
+            "kaged.db.restore.new",
         }
         assert not [name for name in left if not name.startswith("kaged.db.before-restore-")], f"{limit}: {left}"
         if "was cut off" in said:
@@ -317,9 +319,9 @@ def _restore_killed_at(url: str, limit: int) -> int:
 
 def _steps_to_kill_at(url: str, slow: bool) -> list[int]:
     whole = _restore_killed_at(url, 10**9)
-    assert whole > 10
+    assert whole > 5
     # The exchange is at the end.
-    return list(range(1, whole + 1)) if slow else sorted({1, whole // 2, *range(whole - 8, whole + 1, 2)})
+    return list(range(1, whole + 1)) if slow else sorted({1, whole // 2, *range(max(1, whole - 8), whole + 1, 2)})
 
 
 def test_a_restore_killed_at_a_step_leaves_the_old_store_or_the_new(changed_url: str) -> None:

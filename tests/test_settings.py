@@ -203,8 +203,17 @@ connect_timeout_s = 2
 json_bytes = 1024
 json_depth = 200
 text_bytes = 268_435_456
+state_bytes = 1024
+attachment_bytes = 1024
+plugin_bytes = 1024
+plugin_keys = 1
+[transcripts]
+session_bytes = 1_048_576
 [backup]
 directory = "/srv//backups/"
+max_age_hours = 0
+wal_limit_mib = 8
+pg_bin = "/opt/pg/bin"
 """
 
 
@@ -217,7 +226,12 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     assert (settings.wal_autocheckpoint_kib, settings.journal_size_limit_kib) == (262_144, 0)
     assert (settings.pool_size, settings.connect_timeout_s) == (100, 2)
     assert (settings.json_bytes, settings.json_depth, settings.text_bytes) == (1024, 200, 268_435_456)
+    assert (settings.state_bytes, settings.attachment_bytes) == (1024, 1024)
+    assert (settings.plugin_bytes, settings.plugin_keys) == (1024, 1)
+    assert settings.transcript_session_bytes == 1_048_576
     assert settings.backup_directory == Path("/srv/backups")
+    assert (settings.backup_max_age_hours, settings.backup_wal_limit_mib) == (0, 8)
+    assert settings.backup_pg_bin == "/opt/pg/bin"
     assert {one.origin for one in settings.effective()[3:]} == {str(tmp_path / "config.toml")}
 
 
@@ -238,6 +252,13 @@ def test_the_defaults_are_those_of_the_table() -> None:
         "limits.json_bytes": 1_048_576,
         "limits.json_depth": 64,
         "limits.text_bytes": 1_048_576,
+        "limits.state_bytes": 16 * 1_048_576,
+        "limits.attachment_bytes": 64 * 1_048_576,
+        "limits.plugin_bytes": 4 * 1_048_576,
+        "limits.plugin_keys": 10_000,
+        "transcripts.session_bytes": 64 * 1_048_576,
+        "backup.max_age_hours": 48,
+        "backup.wal_limit_mib": 64,
     }
 
 

@@ -64,8 +64,8 @@ def test_one_write_of_megabytes_is_cut_into_chunks(session: Session) -> None:
 
 
 def test_events_come_with_their_times_and_in_their_order(session: Session) -> None:
-    began = time.monotonic()
     with Transcript.open(session, 80, 24) as recorder:
+        began = time.monotonic()
         moments = []
         for step in (
             lambda: recorder.write(b"first"),

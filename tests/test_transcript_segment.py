@@ -140,7 +140,11 @@ def test_a_damaged_chunk_raises_storage_corrupt_or_nothing_and_never_hangs(seed:
         damaged = bytearray(packed[victim].data)
         damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         one = packed[victim]
-        broken = [*packed[:victim], Packed(one.tick, 80, 24, one.place, one.size, bytes(damaged)), *packed[victim + 1 :]]
+        broken = [
+            *packed[:victim],
+            Packed(one.tick, 80, 24, one.place, one.size, bytes(damaged)),
+            *packed[victim + 1 :],
+        ]
         try:
             unpack(broken)
             outputs_of(broken)

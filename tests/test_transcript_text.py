@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -48,7 +49,7 @@ def test_where_the_output_was_cut_makes_no_difference(data: bytes, text: str) ->
 def test_where_it_was_cut_makes_no_difference_to_random_output_either(seed: int, cuts: list[int]) -> None:
     data = b"".join(output(seed, 3000))
     edges = [0, *sorted(cuts), len(data)]
-    pieces = [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
     assert "".join(plain_text(pieces)) == "".join(plain_text([data]))
 
 
@@ -61,10 +62,10 @@ def test_no_control_character_is_left_whatever_came(data: bytes) -> None:
 
 
 def test_colours_can_stay_and_nothing_else_does() -> None:
-    data = b"\x1b[2J\x1b[H\x1b[31mred\x1b[0m \x1b[1mbold\x1b[0m\x1b]0;title\x07\r\n10%\r\x1b[32m20%\x1b[0m\r\n\x1b[?1049h"
-    assert "".join(plain_text([data], colours=True)) == (
-        "\x1b[31mred\x1b[0m \x1b[1mbold\x1b[0m\n\x1b[32m20%\x1b[0m\n"
+    data = (
+        b"\x1b[2J\x1b[H\x1b[31mred\x1b[0m \x1b[1mbold\x1b[0m\x1b]0;title\x07\r\n10%\r\x1b[32m20%\x1b[0m\r\n\x1b[?1049h"
     )
+    assert "".join(plain_text([data], colours=True)) == ("\x1b[31mred\x1b[0m \x1b[1mbold\x1b[0m\n\x1b[32m20%\x1b[0m\n")
 
 
 def test_lines_come_one_by_one_each_with_its_end() -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ LONG_LIST_BYTES = 3_000_000
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one way to keep the states: bytes of the database, bytes written, and the time to restore the last."""
+    """Of one way to keep the states: bytes of the database, bytes written for the steps, and the time of a restore."""
 
     name: str
     database: int
@@ -38,68 +37,91 @@ class Figures:
     restore_ms: float
 
 
-def kagedb_way(directory: Path, kind: str, steps: int) -> float:
-    with open_store(sqlite_url(directory / "kaged.db"), directory):
-        session = Session.start(Project.add("house", actor=ACTOR), title="steps", actor=ACTOR)
-        run = Run.dispatch(session, agent="planner", input={})
-        state = None
-        for state in KINDS[kind](steps):
-            Checkpoint.pause(run, state)
-    with open_store(sqlite_url(directory / "kaged.db"), directory):
-        head = Checkpoint.head(session)
-        assert head
-        times = []
-        for _ in range(3):
+class Kagedb:
+    name = "kagedb"
+
+    def make(self, directory: Path) -> None:
+        with open_store(sqlite_url(directory / "kaged.db"), directory):
+            session = Session.start(Project.add("house", actor=ACTOR), title="steps", actor=ACTOR)
+            Run.dispatch(session, agent="planner", input={})
+
+    def keep(self, directory: Path, kind: str, steps: int) -> float:
+        with open_store(sqlite_url(directory / "kaged.db"), directory):
+            run, state = Run.get(), None
+            for state in KINDS[kind](steps):
+                Checkpoint.pause(run, state)
+        with open_store(sqlite_url(directory / "kaged.db"), directory):
+            head = Checkpoint.head(Session.get())
+            assert head
+            times = []
+            for _ in range(5):
+                began = time.perf_counter()
+                found = head.restore()
+                times.append((time.perf_counter() - began) * 1000)
+            assert found == state
+        return statistics.median(times)
+
+
+class Whole:
+    name = "whole states as JSON"
+
+    def make(self, directory: Path) -> None:
+        with closing(connect_sqlite(directory / "whole.db")) as connection:
+            connection.execute("CREATE TABLE state (step INTEGER PRIMARY KEY, value TEXT)")
+
+    def keep(self, directory: Path, kind: str, steps: int) -> float:
+        with closing(connect_sqlite(directory / "whole.db", durability="relaxed")) as connection:
+            for step, state in enumerate(KINDS[kind](steps)):
+                connection.execute("INSERT INTO state VALUES (?, ?)", (step, json.dumps(state)))
             began = time.perf_counter()
-            found = head.restore()
-            times.append((time.perf_counter() - began) * 1000)
-        assert found == state
-    return min(times)
+            json.loads(connection.execute("SELECT value FROM state ORDER BY step DESC LIMIT 1").fetchone()[0])
+            return (time.perf_counter() - began) * 1000
 
 
-def whole_way(directory: Path, kind: str, steps: int) -> float:
-    with closing(connect_sqlite(directory / "whole.db")) as connection:
-        connection.execute("CREATE TABLE state (step INTEGER PRIMARY KEY, value TEXT)")
-        for step, state in enumerate(KINDS[kind](steps)):
-            connection.execute("INSERT INTO state VALUES (?, ?)", (step, json.dumps(state)))
-        began = time.perf_counter()
-        json.loads(connection.execute("SELECT value FROM state ORDER BY step DESC LIMIT 1").fetchone()[0])
-        return (time.perf_counter() - began) * 1000
+class LangGraph:
+    name = "langgraph-checkpoint-sqlite"
+
+    def make(self, directory: Path) -> None:
+        self._run(directory, "growing", 0)
+
+    def keep(self, directory: Path, kind: str, steps: int) -> float:
+        return float(self._run(directory, kind, steps))
+
+    def _run(self, directory: Path, kind: str, steps: int) -> str:
+        program = "import langgraph_saver; langgraph_saver.main()"
+        return subprocess.run(
+            [os.environ["KAGED_BENCHMARK_LANGGRAPH_PYTHON"], "-c", program, directory / "saver.db", kind, str(steps)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
 
 
-def langgraph_way(directory: Path, kind: str, steps: int) -> float:
-    program = "import langgraph_saver; langgraph_saver.main()"
-    done = subprocess.run(
-        [os.environ["KAGED_BENCHMARK_LANGGRAPH_PYTHON"], "-c", program, directory / "saver.db", kind, str(steps)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout)
+Way = Kagedb | Whole | LangGraph
 
 
-def measure(disk: Disk, name: str, way: Callable[[Path, str, int], float], kind: str, steps: int) -> Figures:
-    directory = disk.directory / f"{kind}-{way.__name__}"
+def measure(disk: Disk, way: Way, kind: str, steps: int) -> Figures:
+    directory = disk.directory / f"{kind}-{way.name.split()[0]}"
     directory.mkdir()
+    way.make(directory)
     before = disk.written()
-    restore_ms = way(directory, kind, steps)
+    restore_ms = way.keep(directory, kind, steps)
     written = disk.written() - before
     files = [path for path in directory.iterdir() if ".db" in path.name and path.suffix != ".lock"]
-    return Figures(name, sum(path.stat().st_size for path in files), written, restore_ms)
+    return Figures(way.name, sum(path.stat().st_size for path in files), written, restore_ms)
 
 
 def main() -> None:
     given = arguments(__doc__ or "", steps=(100, 3))
-    rival = bool(os.environ.get("KAGED_BENCHMARK_LANGGRAPH_PYTHON"))
+    ways: list[Way] = [Kagedb(), Whole()]
+    if os.environ.get("KAGED_BENCHMARK_LANGGRAPH_PYTHON"):
+        ways.append(LangGraph())
     with open_disk(given.quick) as disk:
         describe(disk)
+        print("Written: from the first step until the file is closed; making the store before is not counted.")
         for kind in KINDS:
-            ways = [measure(disk, "kagedb", kagedb_way, kind, given.steps)]
-            ways.append(measure(disk, "whole states as JSON", whole_way, kind, given.steps))
-            if rival:
-                ways.append(measure(disk, "langgraph-checkpoint-sqlite", langgraph_way, kind, given.steps))
-            report(kind, given.steps, ways)
+            report(kind, given.steps, [measure(disk, way, kind, given.steps) for way in ways])
 
 
 def report(kind: str, steps: int, ways: list[Figures]) -> None:
@@ -134,4 +156,4 @@ def goal(what: str, found: float, limit: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

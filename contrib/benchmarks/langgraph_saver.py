@@ -15,17 +15,20 @@ from states import KINDS
 
 
 def main() -> None:
-    """Arguments: the file to make, the kind of states, how many. Prints the milliseconds of a restore."""
+    """Arguments: the file, the kind of states, how many; prints the milliseconds of a restore. With 0 only makes it."""
     from langgraph.checkpoint.base import empty_checkpoint
     from langgraph.checkpoint.sqlite import SqliteSaver
 
     path, kind, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
     with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
         saver = SqliteSaver(connection)
+        saver.setup()
+        if not steps:
+            return
         config: Any = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
         state: Any = None
         for step, state in enumerate(KINDS[kind](steps)):
-            versions = {channel: step + 1 for channel in state}
+            versions = dict.fromkeys(state, step + 1)
             checkpoint = {**empty_checkpoint(), "channel_values": state, "channel_versions": versions}
             config = saver.put(config, checkpoint, {"source": "loop", "step": step}, versions)
         began = time.perf_counter()

@@ -22,9 +22,7 @@ def _text() -> str:
     library = Path(sysconfig.get_paths()["stdlib"])
     names = ("argparse", "ast", "datetime", "decimal", "difflib", "doctest", "inspect", "mailbox", "optparse", "pickle")
     names += ("pdb", "subprocess", "tarfile", "threading", "turtle", "typing", "zipfile")
-    return "".join(
-        path.read_text(encoding="utf-8") for name in names if (path := library / f"{name}.py").exists()
-    )
+    return "".join(path.read_text(encoding="utf-8") for name in names if (path := library / f"{name}.py").exists())
 
 
 def growing(steps: int) -> Iterator[dict[str, Any]]:

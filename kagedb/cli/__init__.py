@@ -26,6 +26,7 @@ _FAMILIES = {
     "backups": "backup",
     "verify": "backup",
     "restore": "backup",
+    "query": "query",
     "project": "project",
     "prompt": "prompt",
     "plugin": "plugin",

@@ -46,34 +46,28 @@ def list_checkpoints(options: Options, project: str | None, session: str | None,
     reason.
     """
     with options.reading():
-        from peewee import JOIN
-
         from ..models import Checkpoint, CheckpointHead, Project, Session
 
-        query = (
-            Checkpoint.select(
-                Checkpoint.id,
-                Checkpoint.session.alias("session"),
-                Checkpoint.run.alias("run"),
-                Checkpoint.parent.alias("parent"),
-                Checkpoint.state,
-                CheckpointHead.checkpoint.is_null(False).alias("head"),
-                Checkpoint.pinned,
-                Checkpoint.created_at,
-                Checkpoint.label,
-                Checkpoint.reason,
-            )
-            .join(CheckpointHead, JOIN.LEFT_OUTER, on=(CheckpointHead.checkpoint == Checkpoint.id))
-            .order_by(Checkpoint.id.desc())
-        )
+        query = Checkpoint.select(
+            Checkpoint.id,
+            Checkpoint.session.alias("session"),
+            Checkpoint.run.alias("run"),
+            Checkpoint.parent_id.alias("parent"),
+            Checkpoint.state,
+            Checkpoint.pinned,
+            Checkpoint.created_at,
+            Checkpoint.label,
+            Checkpoint.reason,
+        ).order_by(Checkpoint.id.desc())
         if session is not None:
             query = query.where(Checkpoint.session == Session.by_id(session).id)
         if project is not None:
             of_project = Session.select(Session.id).where(Session.project == Project.named(project).id)
             query = query.where(Checkpoint.session.in_(of_project))
         rows = limited(query, limit)
+        heads = {session: CheckpointHead.of(session) for session in {row["session"] for row in rows}}
     for row in rows:
-        row["head"] = bool(row["head"])
+        row["head"] = row["id"] == heads[row["session"]]
     shown = ["id", "state", "head", "pinned", "created_at", "session", "label", "reason"]
     show_list(rows, shown, options, as_json=as_json, limit=limit)
 

@@ -11,8 +11,9 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -123,13 +124,20 @@ def show_table(rows: Sequence[Row], keys: Sequence[str]) -> None:
     """Print the columns `keys` of the rows, aligned, under a heading; nothing where there are no rows."""
     if not rows:
         return
-    cells = [[_heading(key).upper() for key in keys], *([_cell(key, row[key]) for key in keys] for row in rows)]
-    widths = [max(_width(line[column]) for line in cells) for column in range(len(keys) - 1)]
-    lines = []
-    for line in cells:
-        padded = [text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=False)]
-        lines.append("  ".join([*padded, line[-1]]).rstrip())
-    click.echo("\n".join(lines))
+    headings = [_heading(key).upper() for key in keys]
+    show_grid(headings, lambda: ([_cell(key, row[key]) for key in keys] for row in rows))
+
+
+def show_grid(headings: Sequence[str], lines: Callable[[], Iterable[Sequence[str]]]) -> None:
+    """Print lines of cells, aligned, under their headings; `lines` is asked twice, so that they need no memory."""
+    widths = [_width(heading) for heading in headings]
+    for line in lines():
+        widths = [max(width, _width(text)) for width, text in zip(widths, line, strict=True)]
+    # Nothing is padded after the last.
+    widths[-1:] = [0]
+    for line in chain([headings], lines()):
+        padded = (text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
 
 
 def show_list(rows: list[Row], keys: Sequence[str], options: Options, *, as_json: bool, limit: int) -> None:

@@ -53,7 +53,7 @@ def status(options: Options, as_json: bool) -> None:
 
         found = health.status(storage)
     if as_json:
-        show_json(asdict(found))
+        show_json({**asdict(found), "owner": found.owner and found.owner._asdict()})
         return
     pending = f"{len(found.pending)} pending, run: kaged migrate" if found.pending else "current"
     rows = [f"{table} {count:,}" for table, count in found.rows.items() if count]

@@ -101,12 +101,12 @@ def show(options: Options, id: str, as_json: bool) -> None:
         return
     show_record(_readable(record))
     happened = [
-        *({"at": _clock(mark["at_ms"]), "what": "mark", "label": mark["label"]} for mark in marks),
-        *({"at": _clock(gap["at_ms"]), "what": "gap", "label": f"{gap['lost_bytes']:,} bytes"} for gap in gaps),
+        *({"time": _clock(mark["at_ms"]), "what": "mark", "label": mark["label"]} for mark in marks),
+        *({"time": _clock(gap["at_ms"]), "what": "gap", "label": f"{gap['lost_bytes']:,} bytes"} for gap in gaps),
     ]
     if happened:
         click.echo()
-        show_table(sorted(happened, key=lambda one: one["at"]), ["at", "what", "label"])
+        show_table(sorted(happened, key=lambda one: one["time"]), ["time", "what", "label"])
 
 
 @transcript.command

@@ -19,7 +19,7 @@ import peewee
 
 from ..errors import ReadOnlyStorage, StorageClosed, TransactionError
 from ..fields import Limits
-from .statements import Kind, classify
+from .statements import Kind, classify, split
 from .transactions import State, StoreSnapshot, StoreTransaction, current_task, run_after_commit
 
 if TYPE_CHECKING:
@@ -102,6 +102,10 @@ class StoreDatabase(peewee.Database):  # type: ignore[misc]
     def dialect(self, sql: str) -> str:
         """Our SQL texts use `?`; this engine's form of it."""
         raise NotImplementedError
+
+    def split(self, script: str) -> Iterator[str]:
+        """The statements of a script."""
+        return split(script)
 
     def json_text(self, field: Any, keys: tuple[str | int, ...]) -> Any:
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Engine-specific DDL from one source: column types, STRICT, and the triggers that guard what may never change.
 
-Migration scripts write tables once, as SQL with `{ulid}`, `{integer}`, `{text}`, `{json}`, `{blob}`, `{boolean}` for
+Migration scripts write tables once, as SQL with `{ulid}`, `{integer}`, `{real}`, `{text}`, `{json}`, `{blob}`, `{boolean}` for
 the column types and `{strict}` after the closing bracket, and guards once, as a condition over NEW and OLD.
 """
 
@@ -91,6 +91,7 @@ class SqliteDDL(DDL):
     types = {  # noqa: RUF012
         "ulid": "TEXT",
         "integer": "INTEGER",
+        "real": "REAL",
         "text": "TEXT",
         "json": "TEXT",
         "blob": "BLOB",
@@ -161,6 +162,7 @@ class PostgresDDL(DDL):
     types = {  # noqa: RUF012
         "ulid": 'TEXT COLLATE "C"',
         "integer": "BIGINT",
+        "real": "DOUBLE PRECISION",
         "text": 'TEXT COLLATE "C"',
         "json": "JSON",
         "blob": "BYTEA",

@@ -7,16 +7,16 @@ between processes, its catalogue, and the few whole-store operations that only i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from ..settings import Settings
-    from .archive import Archiver
+    from .archive import Archiver, Contents
     from .database import StoreDatabase
+    from .query import Answer
 
 HISTORY_TABLE = "schema_migration"
 """The table of applied migrations; a place that has it is a kaged store."""
@@ -28,8 +28,7 @@ USE_GRACE_SECONDS = 1.0
 """How long `exclude` tries: another starter holds the use lock for the instant in which it reads the history."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Who holds a lock: process id (0 where it cannot be told) and what it said of itself."""
 
     pid: int
@@ -40,15 +39,14 @@ class Holder:
         return f"{who} ({self.description})" if self.description else who
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(NamedTuple):
     """What `kaged status` says of a store's size and library."""
 
     library: str
     """Engine and version in words, e.g. "SQLite 3.46.1"."""
     bytes_by_part: dict[str, int]
     """Part of the store to bytes, e.g. {"database": ..., "wal": ...}."""
-    warnings: list[str] = field(default_factory=list)
+    warnings: Sequence[str] = ()
     """What the operator should know of this library or place; each says what mends it."""
 
 
@@ -160,6 +158,18 @@ class Engine(ABC):
     @abstractmethod
     def archiver(self) -> Archiver:
         """How the store is copied into a backup set and brought back (archive.py)."""
+
+    @abstractmethod
+    def reading(self) -> AbstractContextManager[Contents]:
+        """The store as it is at one moment, through a connection of its own, for as long as the block lasts."""
+
+    @abstractmethod
+    def query(self, sql: str, named: Mapping[str, str], positional: Sequence[str]) -> AbstractContextManager[Answer]:
+        """The answer to one statement that somebody has written, with values for each `:name` and `?` in it.
+
+        Whatever the text is, it can only read. Raises ReadOnlyStorage where it would do more, InvalidValue where it is
+        wrong. Ctrl-C ends it.
+        """
 
     @abstractmethod
     def require_space(self) -> None:

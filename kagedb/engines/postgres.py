@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from .postgres_database import PostgresStoreDatabase
 from .postgres_locks import PostgresLocks
 
 if TYPE_CHECKING:
-    from .archive import Archiver
+    from .archive import Archiver, Contents
+    from .query import Answer
 
 
 class PostgresEngine(PostgresLocks):
@@ -157,6 +159,16 @@ class PostgresEngine(PostgresLocks):
         from .postgres_archive import PostgresArchiver
 
         return PostgresArchiver(self)
+
+    def reading(self) -> AbstractContextManager[Contents]:
+        from . import postgres_query
+
+        return postgres_query.reading(self)
+
+    def query(self, sql: str, named: Mapping[str, str], positional: Sequence[str]) -> AbstractContextManager[Answer]:
+        from . import postgres_query
+
+        return postgres_query.answer(self, sql, named, positional)
 
     def require_space(self) -> None:
         """The server's disk is not to be seen from here; a full one undoes the migration."""

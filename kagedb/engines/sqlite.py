@@ -9,10 +9,10 @@ around closing. Nothing but SQLite ever opens the database file: closing any oth
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,12 @@ from .places import (
     writable,
 )
 from .sqlite_calls import CallGate
-from .sqlite_contents import damage_told
 from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
 from .sqlite_locks import RESTORE_NOTE, SqliteLocks
 
 if TYPE_CHECKING:
-    from .archive import Archiver
+    from .archive import Archiver, Contents
+    from .query import Answer
 
 OLDEST_VERSION = (3, 38, 0)
 """The first SQLite with STRICT tables (3.37) and `->>` (3.38)."""
@@ -178,6 +178,7 @@ class SqliteEngine(SqliteLocks):
             self.database.immutable = True
             return
         # immutable=1 would miss what is in the WAL.
+        import shutil
         import tempfile
 
         self._scratch = Path(tempfile.mkdtemp(prefix="kaged-read-"))
@@ -205,6 +206,8 @@ class SqliteEngine(SqliteLocks):
             database.calls.resume()
         self.release()
         if self._scratch is not None:
+            import shutil
+
             shutil.rmtree(self._scratch)
 
     # Forks.
@@ -346,7 +349,19 @@ class SqliteEngine(SqliteLocks):
 
         return SqliteArchiver(self)
 
+    def reading(self) -> AbstractContextManager[Contents]:
+        from . import sqlite_query
+
+        return sqlite_query.reading(self)
+
+    def query(self, sql: str, named: Mapping[str, str], positional: Sequence[str]) -> AbstractContextManager[Answer]:
+        from . import sqlite_query
+
+        return sqlite_query.answer(self, sql, named, positional)
+
     def require_space(self) -> None:
+        import shutil
+
         wanted = 2 * self.size_bytes() + SPARE_BYTES
         free = shutil.disk_usage(self.path.parent).free
         if free < wanted:
@@ -372,6 +387,8 @@ class SqliteEngine(SqliteLocks):
             )
 
     def damage(self) -> list[str]:
+        from .sqlite_contents import damage_told
+
         try:
             return damage_told(lambda sql: list(self.database.raw(sql)))
         except (sqlite3.DatabaseError, StorageCorrupt) as error:

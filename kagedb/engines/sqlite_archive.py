@@ -28,7 +28,7 @@ from .places import (
     sync_directory,
     sync_file,
 )
-from .sqlite_contents import SqliteContents, quoted, sqlite3, translated
+from .sqlite_contents import CACHE_KIB, SqliteContents, quoted, sqlite3, translated
 from .sqlite_locks import RESTORE_NOTE
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class SqliteArchiver(SqliteReader, Archiver):
                 # The file is thrown away if anything goes wrong, and synced by whoever keeps it.
                 copy.execute("PRAGMA journal_mode = OFF")
                 copy.execute("PRAGMA synchronous = OFF")
+                for connection in (source, copy):
+                    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                 page_bytes = source.execute("PRAGMA page_size").fetchone()[0]
                 guard = _Guard(Path(database.database + "-wal"), page_bytes, pace)
                 source.backup(copy, pages=STEP_PAGES, progress=guard.step)

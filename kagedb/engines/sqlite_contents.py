@@ -22,6 +22,9 @@ sqlite3 = peewee.sqlite3
 INTERRUPTIBLE_STEPS = 20_000
 """Steps of SQLite's machine between looks for signals: a few milliseconds."""
 
+CACHE_KIB = 512
+"""Enough for the pages of a tree from its root to a leaf, and some to work on."""
+
 DAMAGE_SHOWN = 5
 
 _KINDS = {"INTEGER": INTEGER, "INT": INTEGER, "BIGINT": INTEGER, "REAL": REAL, "TEXT": TEXT, "BLOB": BLOB}
@@ -36,6 +39,8 @@ class SqliteContents(Contents):
         self.connection = connection
         self.path = path
         self._tables = tables
+        # Everything is read once, in order: a cache would only take memory.
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         # A signal is seen between two steps only.
         connection.set_progress_handler(lambda: 0, INTERRUPTIBLE_STEPS)
 

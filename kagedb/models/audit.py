@@ -5,11 +5,11 @@ How the hashes are made is described in docs/audit.md, so that anyone can verify
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 from functools import partial
+from hashlib import sha256
 from typing import Any, Self
 
 from ..errors import InvalidValue, StateError, StorageError
@@ -244,6 +244,8 @@ class AuditSeal(Model):
             return cls.close(*AuditEvent.head())
 
 
+_BEGINNING = b"%d:%b" % (len(DOMAIN), DOMAIN)
+
 _HASHED = ("seq", "at", "kind", "actor", "subject", "project", "body_hash")
 
 
@@ -254,7 +256,7 @@ def seal_message(n: int, first_seq: int, last_seq: int, head: bytes, at: int) ->
 
 
 def hash_body(salt: bytes, text: str) -> bytes:
-    return hashlib.sha256(salt + text.encode()).digest()
+    return sha256(salt + text.encode()).digest()
 
 
 def hash_event(
@@ -269,15 +271,33 @@ def hash_event(
     body_hash: bytes,
 ) -> bytes:
     """The hash of an event: SHA-256 over its parts, each preceded by its length, "-" for one that is not there."""
-    parts = (
-        DOMAIN,
-        previous,
-        b"%d" % seq,
-        b"%d" % at,
-        kind.encode(),
-        actor.encode(),
-        None if subject is None else subject.encode(),
-        None if project is None else project.encode(),
-        body_hash,
-    )
-    return hashlib.sha256(b"".join(b"-" if part is None else b"%d:%b" % (len(part), part) for part in parts)).digest()
+    number, time = b"%d" % seq, b"%d" % at
+    what, who = kind.encode(), actor.encode()
+    whom = b"-" if subject is None else _part(subject)
+    where = b"-" if project is None else _part(project)
+    # Written out: verifying a log does little else, and a loop over the parts takes half as long again.
+    return sha256(
+        b"%b%d:%b%d:%b%d:%b%d:%b%d:%b%b%b%d:%b"
+        % (
+            _BEGINNING,
+            len(previous),
+            previous,
+            len(number),
+            number,
+            len(time),
+            time,
+            len(what),
+            what,
+            len(who),
+            who,
+            whom,
+            where,
+            len(body_hash),
+            body_hash,
+        )
+    ).digest()
+
+
+def _part(text: str) -> bytes:
+    encoded = text.encode()
+    return b"%d:%b" % (len(encoded), encoded)

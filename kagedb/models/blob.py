@@ -6,18 +6,17 @@ is known from its digests, and what nothing refers to any more is for `kagedb.op
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import peewee
 
+# Trees and compression are imported where they are used: most starts of a daemon need neither.
 from ..errors import AlreadyExists, InvalidValue, LimitExceeded, NotFound, StorageCorrupt
 from ..fields import BlobField, IntegerField, NameField, TextField
 from ..identity import new_ulid, raise_floor, ulid_ms
 from .base import Hot, Identified, Model, Parameter, bound_store
 from .run import Run
-from .state_tree import body_start, bytes_tree, expand
 
 BATCH_ROWS = 200
 """Blobs asked for or written in one statement: half a megabyte of nodes, and few round trips to a server."""
@@ -55,7 +54,7 @@ class Blob(Model):
         Each node is looked for again, not its root alone: of a tree that nothing referred to, a collection may have
         removed a part, or remove one between `pack` and now.
         """
-        known = cls.known(nodes)
+        known = {d for d in nodes if ready[d] is None}
         database = bound_store().database
         rows = [(digest, *(ready[digest] or packed(node))) for digest, node in nodes.items() if digest not in known]
         for batch in batches(rows):
@@ -119,6 +118,8 @@ class RunAttachment(Identified):
             kind, content = "bytes", bytes(data)
         else:
             raise InvalidValue(f"an attachment is bytes or text, not {type(data).__name__}", "encode it first")
+        from .state_tree import bytes_tree
+
         store = bound_store()
         limit = store.database.limits.attachment_bytes
         if len(content) > limit:
@@ -150,6 +151,8 @@ class RunAttachment(Identified):
 
     def content(self) -> bytes | str:
         """What was attached, checked by digest. Raises StorageCorrupt."""
+        from .state_tree import expand
+
         data = expand(self.blob, Blob.fetch)
         return data.decode("utf-8", "surrogatepass") if self.kind == "text" else data
 
@@ -169,6 +172,10 @@ def next_id(newest: Hot) -> str:
 
 def packed(node: bytes) -> tuple[str, int, bytes]:
     """Codec, size and data of a node as it is stored."""
+    import zlib
+
+    from .state_tree import body_start
+
     start = body_start(node)
     compressed = zlib.compress(node[start:], COMPRESSION_LEVEL)
     if start + len(compressed) < len(node):
@@ -178,6 +185,10 @@ def packed(node: bytes) -> tuple[str, int, bytes]:
 
 def unpacked(digest: bytes, codec: str, size: int, data: bytes) -> bytes:
     """The node that was stored; no more than `size` bytes of it."""
+    import zlib
+
+    from .state_tree import body_start
+
     data = bytes(data)
     try:
         if codec == ZLIB:

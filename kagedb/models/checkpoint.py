@@ -7,20 +7,21 @@ where it came from. What to remove, and when, is in kagedb.operations.checkpoint
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import peewee
 
 from ..errors import LimitExceeded, NotFound, StateError, StorageCorrupt
-from ..fields import TITLE_CHARACTERS, BlobField, BooleanField, MillisField, NameField, TextField
+from ..fields import TITLE_CHARACTERS, BlobField, BooleanField, MillisField, NameField, TextField, UlidField
 from ..identity import now_ms
 from .audit import AuditEvent
 from .base import Hot, Identified, Model, Parameter, bound_store, check_actor
 from .blob import Blob, next_id
 from .run import Run
 from .session import ENDED, Session
-from .state_diff import Difference, differences
-from .state_tree import expand, split_state, state_tree
+
+if TYPE_CHECKING:
+    from .state_diff import Difference
 
 PAUSED, RESUMED = "paused", "resumed"
 
@@ -29,12 +30,13 @@ class Checkpoint(Identified):
     """One state of a session; `root` is the digest of the blob that its tree begins with.
 
     `state` is "paused" or, once the session has gone on from it, "resumed". `run` is None for a fork into another
-    session. Nothing of it changes but `state`, `pinned`, and `parent` where pruning removes that.
+    session. Nothing of it changes but `state`, `pinned`, and `parent_id` where pruning removes that.
     """
 
-    session = peewee.ForeignKeyField(Session, backref="checkpoints")
+    session = peewee.ForeignKeyField(Session, backref="checkpoints", index=False)
     run = peewee.ForeignKeyField(Run, null=True, backref="checkpoints", index=False)
-    parent = peewee.ForeignKeyField("self", null=True, backref="children", index=False)
+    # Not a foreign key: it would be looked for at each deletion, and the index for that be written at each pause.
+    parent_id = UlidField(null=True)
     label = NameField(null=True)
     reason = TextField(max_length=TITLE_CHARACTERS)
     state = TextField()
@@ -43,6 +45,7 @@ class Checkpoint(Identified):
 
     class Meta:
         table_name = "checkpoint"
+        indexes = ((("session", "id"), True),)
 
     _newest = Hot(lambda: Checkpoint.select(Checkpoint.id).order_by(Checkpoint.id.desc()).limit(1))
     _mark = Hot(
@@ -70,9 +73,12 @@ class Checkpoint(Identified):
         """Keep `state` (any JSON value; tuples become lists) and `binaries` as the state that the run's session has.
 
         `parent` is a checkpoint of the same session, by default the one that the session stands on. Costs what differs
-        from states that are kept already. Raises InvalidValue, LimitExceeded before anything is written; StateError
-        where the session has ended; NotFound.
+        from states that are kept already. Relaxed: a power cut may lose the last seconds, but never half a state; with
+        `storage.transaction()` around it, it is on disk when that is left.
+        Raises InvalidValue, LimitExceeded before anything is written; StateError where the session has ended; NotFound.
         """
+        from .state_tree import state_tree
+
         store = bound_store()
         limits = store.database.limits
         tree = state_tree(state, binaries or {}, limits.json_depth)
@@ -82,7 +88,7 @@ class Checkpoint(Identified):
                 "raise limits.state_bytes in the config, or attach the large part to the run (run.attach)",
             )
         ready = Blob.pack(tree.nodes)
-        with store.transaction():
+        with store.transaction("relaxed"):
             found = Run._parent_of.one(id=run.id)
             if found is None:
                 raise NotFound(f"there is no run {run.id}", "list them with: kaged run list")
@@ -106,13 +112,12 @@ class Checkpoint(Identified):
             id=next_id(cls._newest),
             session=session_id,
             run=run_id,
-            parent=parent_id,
+            parent_id=parent_id,
             label=label,
             reason=reason,
             state=PAUSED,
             root=root,
         )
-        CheckpointHead.move(session_id, checkpoint.id)
         bound_store().notify("checkpoint.paused", checkpoint.ref, checkpoint.audited_project)
         return checkpoint
 
@@ -137,6 +142,8 @@ class Checkpoint(Identified):
 
     def content(self) -> tuple[Any, dict[str, bytes]]:
         """Both at once: the state, and the byte strings by name. Raises StorageCorrupt."""
+        from .state_tree import expand, split_state
+
         try:
             return split_state(expand(self.root, Blob.fetch))
         except StorageCorrupt as error:
@@ -222,6 +229,8 @@ class Checkpoint(Identified):
 
     def diff(self, other: Checkpoint) -> list[Difference]:
         """What is not the same in `other`, as changes from this state to that one."""
+        from .state_diff import differences
+
         if self.root == other.root:
             return []
         (state, binaries), (other_state, other_binaries) = self.content(), other.content()
@@ -233,46 +242,49 @@ class Checkpoint(Identified):
         return None if found is None else str(found[0])
 
 
-# Deleting a checkpoint has to look for its children. Parents grow with the ids, so that it costs one page a checkpoint.
-Checkpoint.add_index(Checkpoint.index(Checkpoint.parent, where=Checkpoint.parent.is_null(False)))
-
-
 class CheckpointHead(Model):
-    """The checkpoint a session stands on now."""
+    """Where a session was rolled back to; it stands there until it has a checkpoint newer than `newest_id`.
+
+    Without a row, and once it has, it stands on its newest checkpoint: pausing need not write another table.
+    """
 
     session = peewee.ForeignKeyField(Session, primary_key=True)
     checkpoint = peewee.ForeignKeyField(Checkpoint, index=False)
+    newest_id = UlidField()
     moved_at = MillisField(default=now_ms)
 
     class Meta:
         table_name = "checkpoint_head"
 
-    _of = Hot(
-        lambda: CheckpointHead.select(CheckpointHead.checkpoint).where(
-            CheckpointHead.session == Parameter("session", CheckpointHead.session)
+    _newest = Hot(
+        lambda: (
+            Checkpoint.select(Checkpoint.id)
+            .where(Checkpoint.session == Parameter("session", Checkpoint.session))
+            .order_by(Checkpoint.id.desc())
+            .limit(1)
         )
     )
-    _move = Hot(
-        lambda: CheckpointHead.update(
-            {
-                CheckpointHead.checkpoint: Parameter("checkpoint", CheckpointHead.checkpoint),
-                CheckpointHead.moved_at: Parameter("at", CheckpointHead.moved_at),
-            }
-        ).where(CheckpointHead.session == Parameter("session", CheckpointHead.session))
+    _moved = Hot(
+        lambda: CheckpointHead.select(CheckpointHead.checkpoint, CheckpointHead.newest_id).where(
+            CheckpointHead.session == Parameter("session", CheckpointHead.session)
+        )
     )
 
     @classmethod
     def of(cls, session_id: str) -> str | None:
         """The id of the checkpoint that a session stands on; None before its first."""
-        row = cls._of.one(session=session_id)
-        return None if row is None else str(row[0])
+        newest = cls._newest.one(session=session_id)
+        moved = cls._moved.one(session=session_id)
+        if moved is not None and (newest is None or newest[0] <= moved[1]):
+            return str(moved[0])
+        return None if newest is None else str(newest[0])
 
     @classmethod
     def move(cls, session_id: str, checkpoint_id: str) -> None:
-        """Make the session stand on that checkpoint; inside the caller's transaction."""
-        at = now_ms()
-        if cls._move.run(session=session_id, checkpoint=checkpoint_id, at=at).rowcount == 0:
-            cls.put(session=session_id, checkpoint=checkpoint_id, moved_at=at)
+        """Make the session stand on that checkpoint of its own; inside the caller's transaction."""
+        newest = cls._newest.one(session=session_id)
+        cls.delete().where(cls.session == session_id).execute()
+        cls.put(session=session_id, checkpoint=checkpoint_id, newest_id=newest[0])
 
 
 def _require_open(session_id: str) -> None:

@@ -141,14 +141,14 @@ class State:
             if write_behind.hold(store, held, flush_seconds):
                 return PENDING
         self._settle(key, if_revision)
-        with store.transaction():
+        with store.database.atomic():
             self.flush()
             return self._put(key, value, size, expires_at, if_revision)
 
     def delete(self, key: str, *, if_revision: int | None = None) -> bool:
         """Make the key absent; whether it was there. Raises Conflict where it has another revision than asked for."""
         self._settle(key, if_revision)
-        with bound_store().transaction():
+        with bound_store().database.atomic():
             self.flush()
             now = now_ms()
             row = self._look.one(plugin=self.id, key=key)
@@ -183,7 +183,7 @@ class State:
         if not isinstance(by, int) or isinstance(by, bool):
             raise InvalidValue(f"an increment is an integer, not {by!r}")
         expires_at = _expiry(ttl)
-        with bound_store().transaction():
+        with bound_store().database.atomic():
             self.flush()
             row = self._look.one(plugin=self.id, key=key)
             value = 0
@@ -199,9 +199,12 @@ class State:
         return total
 
     @contextmanager
-    def transaction(self) -> Iterator[State]:
-        """Several verbs as one: all of them or none, and no other writer between them."""
-        with bound_store().transaction():
+    def transaction(self, durability: str = "full") -> Iterator[State]:
+        """Several verbs as one: all of them or none, and no other writer between them.
+
+        With `durability="relaxed"` a power cut may lose the last seconds; a verb alone is on disk when it returns.
+        """
+        with bound_store().transaction(durability):
             self.flush()
             yield self
 
@@ -216,7 +219,7 @@ class State:
 
     def wipe(self) -> int:
         """Remove every key; how many there were."""
-        with bound_store().transaction():
+        with bound_store().database.atomic():
             write_behind.forget(bound_store(), self.id)
             keys = self._used().keys
             PluginState.wipe.run(plugin=self.id)
@@ -240,7 +243,7 @@ class State:
         Keys that have expired meanwhile are left out. Raises InvalidValue, LimitExceeded; then nothing has changed.
         """
         entries = _parse(text)
-        with bound_store().transaction():
+        with bound_store().database.atomic():
             self.flush()
             now = now_ms()
             mine = PluginState.plugin == self.id

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,8 +98,8 @@ class PluginDatabase:
     def migrate(self, scripts: Mapping[str, str]) -> list[str]:
         """Run the scripts that have not been run yet, in their order and one transaction; the names of those.
 
-        A script is SQL in which `{integer}`, `{text}`, `{json}`, `{blob}`, `{boolean}` and `{ulid}` stand for the
-        engine's types and `{strict}` comes after a table's closing bracket; braces of its own are written double.
+        A script is SQL in which `{integer}`, `{real}`, `{text}`, `{json}`, `{blob}`, `{boolean}` and `{ulid}` stand for
+        the engine's types and `{strict}` comes after a table's closing bracket; braces of its own are written double.
         Raises MigrationFailed, and then nothing has changed; SchemaDrift where a script is not what was run under its
         name; SchemaTooNew where scripts were run that are not among these.
         """
@@ -118,7 +117,7 @@ class PluginDatabase:
                 self._run(f"CREATE TABLE IF NOT EXISTS {ledger} {columns} {{strict}}")
             for name in pending:
                 try:
-                    for statement in _statements(scripts[name]):
+                    for statement in bound_store().database.split(scripts[name]):
                         self._run(statement)
                 except (KagedError, peewee.PeeweeException, LookupError, ValueError) as error:
                     raise self._failed(name, error) from error
@@ -191,16 +190,3 @@ def _plain(value: Any) -> Any:
 
 def _checksum(script: str) -> str:
     return hashlib.sha256(script.encode()).hexdigest()
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script; what is in quotes or comments ends none."""
-    text = ""
-    for piece in re.split(r"(?<=;)", script):
-        text += piece
-        if sqlite3.complete_statement(text):
-            yield text.strip().rstrip(";")
-            text = ""
-    rest = _BEGINNING.match(text)
-    if rest is None or rest.end() < len(text):
-        yield text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 from typing import Any, Self
 
@@ -113,6 +112,8 @@ class Prompt(Identified):
         """What changed between two versions (models, numbers or labels), as a unified diff; empty where nothing did."""
         prompt = cls.named(project, name)
         before, after = prompt.version(old), prompt.version(new)
+        import difflib  # which few daemons and no start needs
+
         lines = difflib.unified_diff(
             # Not splitlines, to which a lone CR and a dozen other characters end a line too.
             list(io.StringIO(before.body)),

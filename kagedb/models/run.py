@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import peewee
@@ -177,12 +176,12 @@ class Run(Identified):
 Run.add_index(Run.index(Run.parent, where=Run.parent.is_null(False)))
 
 
-@dataclass(slots=True)
 class RunNode:
     """A run and the nodes of the runs below it, oldest first."""
 
-    run: Run
-    children: list[RunNode] = field(default_factory=list)
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.children: list[RunNode] = []
 
     @classmethod
     def forest(cls, runs: list[Run]) -> list[RunNode]:

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import peewee
 
+# What is in a chunk is imported where it is read or written: most starts of a daemon need none of it.
 from ..errors import InvalidValue, KagedError, NotFound, StateError
 from ..fields import BlobField, IntegerField, MillisField
 from .base import Counter, Hot, Identified, Model, Parameter, bound_store
-from .plain import plain_text
 from .run import Run
-from .segment import SEGMENT_BYTES, Event, Gap, Packed, Unpacker, pack_gap
 from .session import ENDED, Session
 
 if TYPE_CHECKING:
     from .recorder import Recorder
+    from .segment import Event, Packed
 
 SEQUENCE_BITS = 24
 """Of the key: 16.7 million chunks are a year of one every two seconds; then a continuation takes over. 39 bits are left
@@ -158,6 +157,8 @@ class Transcript(Identified):
         With `from_ms` (milliseconds since it began) it starts at the segment that holds that time, so that some events
         are earlier. Raises StorageCorrupt when it comes to damage.
         """
+        from .segment import Unpacker
+
         unpacker = Unpacker()
         unpacker.size = self.columns, self.rows
         for key, at, place, _, data in self._chunks(from_ms):
@@ -179,12 +180,16 @@ class Transcript(Identified):
 
     def raw(self) -> Iterator[bytes]:
         """The bytes that the terminal was sent, as they were, piece by piece."""
+        from .segment import Unpacker
+
         unpacker = Unpacker()
         for key, _, place, _, data in self._chunks():
             yield unpacker.output(place, bytes(data), key)
 
     def text(self) -> Iterator[str]:
         """The output as plain text, line by line; without emulation, see plain.py."""
+        from .plain import plain_text
+
         return plain_text(self.raw())
 
     def tail(self, lines: int) -> bytes:
@@ -192,6 +197,8 @@ class Transcript(Identified):
 
         What is still in a recorder's memory is not among them: `Recorder.flush` first.
         """
+        from .segment import SEGMENT_BYTES
+
         if lines < 1:
             raise InvalidValue(f"a tail of {lines} lines", "ask for at least one")
         pieces: list[bytes] = []
@@ -211,13 +218,13 @@ class Transcript(Identified):
         return whole[position + 1 :]
 
     def usage(self) -> Usage:
-        """What it takes, continuations included. Reads as many rows as it has chunks, though not what is in them."""
-        chunks = output = stored = 0
-        newest = int(self.created_at)
+        """What it takes, continuations included. Reads as many rows as it has chunks, and what is in the last ones."""
+        chunks = output = stored = last = 0
         for part in self.parts():
             for _, _, at, size, length in part._sizes():
-                chunks, output, stored, newest = chunks + 1, output + size, stored + length, max(newest, at)
-        return Usage(chunks, output, stored, newest - self.created_at)
+                chunks, output, stored, last = chunks + 1, output + size, stored + length, at
+        end = max((event.at_ms for event in self.events(max(0, last - self.created_at))), default=0)
+        return Usage(chunks, output, stored, end)
 
     def _chunks(self, from_ms: int = 0) -> Iterator[tuple[int, int, int, int, bytes]]:
         parts = self.parts()
@@ -237,6 +244,8 @@ class Transcript(Identified):
 
     def _segments_backwards(self) -> Iterator[bytes]:
         """The output of each segment, the newest first."""
+        from .segment import Unpacker
+
         for part in reversed(self.parts()):
             before = part.end_key
             while (last := TranscriptChunk._last.one(first=part.first_key, before=before)) is not None:
@@ -289,6 +298,8 @@ class Transcript(Identified):
         return freed
 
     def _drop(self, excess_bytes: int) -> int:
+        from .segment import pack_gap
+
         freed = lost = 0  # of the segments that go
         segment_freed = segment_lost = 0  # of the one that is being looked at
         key = at = cut = cut_at = 0
@@ -412,13 +423,14 @@ class TranscriptChunk(Model):
     @classmethod
     def lost_bytes_of(cls, key: int) -> int:
         """What is missing where a chunk that begins a segment is nothing but a gap; else 0."""
+        from .segment import Gap, Unpacker
+
         rows = cls._span.run(first=key, last=key).fetchall()
         events = (event for _, place, data in rows for event in Unpacker().events(place, bytes(data), 0, key))
         return sum(event.lost_bytes for event in events if isinstance(event, Gap))
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What a transcript takes: chunks, bytes of output, bytes stored (compressed), and how long it lasts in ms."""
 
     chunks: int

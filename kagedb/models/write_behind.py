@@ -101,7 +101,7 @@ class _Holder:
         """Write what is held, of one plugin or of all. Raises StorageError, and then nothing is forgotten."""
         if not self._going(plugin):
             return
-        with self.store.transaction():
+        with self.store.database.atomic():
             # Looked at again inside the turn to write: nobody else writes an older value afterwards.
             going = self._going(plugin)
             for held in going:

@@ -36,7 +36,8 @@ REMOVED = ".removed"
 
 MANIFEST, SUMS, VERIFIED, SUSPECT = "manifest.json", "SHA256SUMS", "verified.json", "suspect.json"
 
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 17
+"""Read and hashed at a time: the hashing runs beside other threads from 2 KiB on, and memory is short."""
 
 UNVERIFIED_STATE, VERIFIED_STATE, SUSPECT_STATE = "unverified", "verified", "suspect"
 

@@ -7,7 +7,6 @@ and others may add what they like meanwhile: a blob goes only inside a turn to w
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import peewee
 
+from ..engines.scratch import ScratchSet
 from ..errors import InvalidValue, StateError
 from ..identity import clock_is_behind
 from ..models import AuditEvent, Blob, Checkpoint, CheckpointHead, RunAttachment
@@ -34,9 +34,6 @@ ROOTS = 100
 
 LOOK_ROWS = 500
 """Digests looked at in one read of the sweep."""
-
-MARKS_KIB = 2_000
-"""Memory for the digests that were reached; more of them go to a temporary file."""
 
 _HEAD_BYTES = 1 + NODE_REFERENCES * DIGEST_BYTES
 
@@ -107,9 +104,7 @@ def _doomed(session: str, keep: int | None, before: int | None) -> list[str]:
         .where(
             (Checkpoint.session == session)
             & ~Checkpoint.pinned
-            & Checkpoint.id.not_in(
-                CheckpointHead.select(CheckpointHead.checkpoint).where(CheckpointHead.session == session)
-            )
+            & (Checkpoint.id != CheckpointHead.of(session))
             # New ids are made above the newest: a collection that goes on must not meet a lower one.
             & (Checkpoint.id != newest)
         )
@@ -126,16 +121,17 @@ def _doomed(session: str, keep: int | None, before: int | None) -> list[str]:
 
 def _remove(going: list[str]) -> None:
     """Remove these checkpoints of one session, oldest first; inside the caller's transaction."""
-    links = Checkpoint.select(Checkpoint.id, Checkpoint.parent)
-    parents = dict(links.where(Checkpoint.id.in_(going)).tuples())
-    for child, parent in list(links.where(Checkpoint.parent.in_(going)).tuples()):
+    parents = dict(Checkpoint.select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.id.in_(going)).tuples())
+    # Of the same session, or forks into others: there is no index by parent, since only this would need it.
+    children = Checkpoint.select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.parent_id.in_(going))
+    for child, parent in list(children.tuples()):
         if child not in parents:
             while parent in parents:
                 parent = parents[parent]
-            Checkpoint.update(parent=parent).where(Checkpoint.id == child).execute()
-    # Newest first: a parent is older than its children.
-    for id in reversed(going):
-        Checkpoint.delete().where(Checkpoint.id == id).execute()
+            Checkpoint.update(parent_id=parent).where(Checkpoint.id == child).execute()
+    # What is removed is where no session stands any more.
+    CheckpointHead.delete().where(CheckpointHead.checkpoint.in_(going)).execute()
+    Checkpoint.delete().where(Checkpoint.id.in_(going)).execute()
 
 
 def collect(storage: Storage, progress: Callable[[int], None] | None = None) -> Collected:
@@ -162,33 +158,6 @@ def missing(storage: Storage) -> list[str]:
     return collection.result.missing
 
 
-class _Marks:
-    """A set of digests that keeps to its memory."""
-
-    def __init__(self) -> None:
-        # The empty name is a database of its own in a temporary file, which is made when memory is used up.
-        self._connection = sqlite3.connect("", isolation_level=None)
-        run = self._connection.execute
-        for sql in (
-            "PRAGMA journal_mode = OFF",
-            f"PRAGMA cache_size = -{MARKS_KIB}",
-            "CREATE TABLE mark (digest BLOB NOT NULL PRIMARY KEY) WITHOUT ROWID",
-            "BEGIN",
-        ):
-            run(sql)
-        self._run = run
-
-    def add(self, digest: bytes) -> bool:
-        """Whether it was not in the set before."""
-        return self._run("INSERT OR IGNORE INTO mark VALUES (?)", (digest,)).rowcount == 1
-
-    def __contains__(self, digest: bytes) -> bool:
-        return self._run("SELECT 1 FROM mark WHERE digest = ?", (digest,)).fetchone() is not None
-
-    def close(self) -> None:
-        self._connection.close()
-
-
 @dataclass(slots=True)
 class _Roots:
     """A table whose rows need blobs, and the last row whose tree was walked."""
@@ -201,7 +170,7 @@ class _Roots:
 class _Collection:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self.marks = _Marks()
+        self.marks = ScratchSet()
         self.result = Collected()
         self._roots = [_Roots(Checkpoint, Checkpoint.root), _Roots(RunAttachment, RunAttachment.blob)]
 

@@ -119,13 +119,12 @@ def _end(
     recorder: Recorder, end_run: Callable[[], None], session: Session, actor: str, troubles: list[KagedError]
 ) -> None:
     """Trouble with the store is told beside the exit status, not instead of it."""
-    try:
-        recorder.close()
-        end_run()
-        session.end(actor=actor)
-    except KagedError as error:
-        if error not in troubles:
-            troubles.append(error)
+    for step in (recorder.close, end_run, partial(session.end, actor=actor)):
+        try:
+            step()
+        except KagedError as error:
+            if str(error) not in map(str, troubles):
+                troubles.append(error)
 
 
 def _text(argument: str) -> str:

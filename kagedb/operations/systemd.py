@@ -66,7 +66,7 @@ def unit_files(settings: Settings, root: Path, kaged: str) -> list[UnitFile]:
         if entry.is_file():
             text = entry.read_text().replace(PLACEHOLDER, _quoted(kaged))
             files.append(UnitFile(units / entry.name, f"{OURS}\n{text}"))
-        elif settings.url.scheme == "postgresql":
+        elif settings.url.path is None:
             files += [UnitFile(units / entry.name / one.name, f"{OURS}\n{one.read_text()}") for one in _sorted(entry)]
     place = _place(settings)
     if place:
@@ -96,7 +96,7 @@ def uninstall(settings: Settings, root: Path) -> list[Path]:
     """Remove what `install` writes, whatever it wrote it for; drop-ins of the operator's stay. Gives what was there."""
     units, source = _directory(settings, root), importlib.resources.files("kagedb.systemd")
     wanted = [units / entry.name for entry in _sorted(source / settings.mode) if entry.is_file()]
-    wanted += [units / f"{name}.service.d" / file for name in SERVICES for file in ("place.conf", "postgres.conf")]
+    wanted += [units / f"{name}.service.d" / file for name in SERVICES for file in ("place.conf", "server.conf")]
     if settings.mode == "system":
         wanted += [root / "etc" / kind / "kaged.conf" for kind in ("sysusers.d", "tmpfiles.d")]
     removed = []

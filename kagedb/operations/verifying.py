@@ -66,7 +66,7 @@ def wrong_sums(directory: Path, manifest: Manifest) -> list[str]:
         except OSError as error:
             wrong.append(f"{file} cannot be read: {error.strerror}")
             continue
-        if found != known:
+        if found != known or (file == manifest.file and found != manifest.sha256):
             wrong.append(f"{file} is not what its checksum says")
     return wrong
 

@@ -1,0 +1,222 @@
+"""What a backup costs, beside a daemon that commits all the time: time, how long the snapshot is held, the writer's
+waiting, memory, the write-ahead log, and what the next night's copy changes.
+
+Against a raw online copy of the same store through Python's sqlite3 with nobody writing, and on PostgreSQL against bare
+`pg_dump -Fc`. `--megabytes` is the size of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+import peewee
+
+import kagedb
+from kagedb import AuditEvent, Project, Run, Session, Transcript
+
+BLOCK_BYTES = 4096
+"""What rsync and a file system compare by."""
+
+WRITER = """
+import json, sys, time
+import kagedb
+from kagedb import AuditEvent
+pause = 1 / float(sys.argv[2])
+with kagedb.connect(url=sys.argv[1]):
+    print("ready", flush=True)
+    took, began = [], time.monotonic()
+    import select
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        start = time.perf_counter()
+        AuditEvent.record("policy.decision", actor="agent:busy", body={"filler": "x" * 300})
+        took.append(time.perf_counter() - start)
+        time.sleep(max(0, began + len(took) * pause - time.monotonic()))
+    print(json.dumps([took, time.monotonic() - began]), flush=True)
+"""
+
+BACKUP = """
+import re, sys
+from kagedb.cli import kaged
+kaged(sys.argv[1:], standalone_mode=False)
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
+"""
+"""Not ru_maxrss, which a child takes over from whoever started it."""
+
+
+class Writer:
+    """Another process that commits so many times a second, as far as the disk lets it."""
+
+    def __init__(self, url: str, per_second: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, url, str(per_second)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout and self._process.stdout.readline().strip() == "ready"
+
+    def stop(self) -> tuple[float, float]:
+        """Commits a second, and the 99th percentile of one in milliseconds."""
+        said, _ = self._process.communicate("\n")
+        took, seconds = json.loads(said)
+        return len(took) / seconds, statistics.quantiles(took, n=100)[98] * 1000
+
+
+def fill(url: str, megabytes: int) -> None:
+    """A store of about that size: two thirds terminal output that does not compress, one third audit events."""
+    with kagedb.connect(url=url) as storage:
+        project = Project.add("house", actor="operator:ana")
+        for _ in range(megabytes * 2 // 3 // 16 + 1):
+            session = Session.start(project, title="long", actor="operator:ana")
+            run = Run.dispatch(session, agent="planner", input={}, parent=None)
+            recorder = Transcript.open(session, columns=80, rows=24)
+            for _ in range(16):
+                recorder.write(secrets.token_bytes(1024 * 1024))
+            recorder.close()
+        for _ in range(megabytes // 3):
+            with storage.transaction(durability="relaxed"):
+                for _ in range(1200):
+                    AuditEvent.record("policy.decision", actor="agent:planner", subject=run, body={"filler": "x" * 300})
+
+
+def kaged_backup(url: str, place: Path, *options: str) -> tuple[dict[str, Any], float, float]:
+    """What the command says of itself, its wall time in seconds, and its peak memory in MB."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", BACKUP, "-q", "--url", url, "backup", "--json", "--output", f"{place}/", *options],
+        capture_output=True,
+        text=True,
+    )
+    took = time.monotonic() - began
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout), took, int(done.stderr.split()[-1]) / 1024
+
+
+def raw_copy(path: Path, place: Path) -> float:
+    """Seconds of `sqlite3`'s own online copy, durable, with nobody writing."""
+    began = time.monotonic()
+    source, target = peewee.sqlite3.connect(path), peewee.sqlite3.connect(place / "raw.sqlite3")
+    source.backup(target)
+    target.close()
+    source.close()
+    with open(place / "raw.sqlite3", "rb") as file:
+        os.fsync(file.fileno())
+    took = time.monotonic() - began
+    (place / "raw.sqlite3").unlink()
+    return took
+
+
+def raw_dump(url: str, place: Path) -> float:
+    began = time.monotonic()
+    subprocess.run(["pg_dump", "-Fc", "-n", "kaged", "-f", place / "raw.pgdump", url], check=True)
+    took = time.monotonic() - began
+    (place / "raw.pgdump").unlink()
+    return took
+
+
+def changed_blocks(old: Path, new: Path) -> tuple[int, int]:
+    """Blocks that differ at the same place, and blocks in all."""
+    changed = whole = 0
+    with open(old, "rb") as before, open(new, "rb") as after:
+        while block := after.read(BLOCK_BYTES):
+            whole += 1
+            changed += before.read(BLOCK_BYTES) != block
+    return changed, whole
+
+
+class WalPeak(threading.Thread):
+    """The largest size of a file while it runs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path, self.peak, self._ended = path, 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.01):
+            if self.path.exists():
+                self.peak = max(self.peak, self.path.stat().st_size)
+
+    def end(self) -> float:
+        self._ended.set()
+        self.join()
+        return self.peak / 2**20
+
+
+def measure(url: str, place: Path, baseline: Callable[[], float], given: Any, wal: Path | None) -> None:
+    seconds = 5.0 if not given.quick else 0.5
+    rows, ratios = [], []
+    kaged_backup(url, place / "warm")
+    for _ in range(given.rounds):
+        raw = baseline()
+        writer = Writer(url, given.rate)
+        time.sleep(seconds)
+        alone = writer.stop()
+        for name, options in (("backup", ()), ("backup --quick", ("--quick",))):
+            peak = WalPeak(wal) if wal else None
+            writer = Writer(url, given.rate)
+            made, took, memory = kaged_backup(url, place / "made", *options)
+            shutil.rmtree(made["directory"])
+            rate, p99 = writer.stop()
+            ratios.append((name, made["held_ms"] / 1000 / raw, took / raw, p99 / alone[1], memory))
+            figures = (raw, made["held_ms"] / 1000, took, *alone, rate, p99, memory)
+            shown = [f"{figure:.2f}" for figure in figures]
+            rows.append([name, *shown, f"{peak.end():.0f}" if peak else "-"])
+    head = ["what", "raw s", "held s", "took s", "writer/s alone", "p99 ms", "writer/s", "p99 ms", "RSS MB", "WAL MB"]
+    harness.print_table(head, rows)
+    for name, whole in (("backup", 8.0), ("backup --quick", 3.0)):
+        mine = [each for each in ratios if each[0] == name]
+        goals = [
+            ("held, x raw", 1, 1.5),
+            ("whole, x raw", 2, whole),
+            ("writer's p99, x alone", 3, 2.0),
+            ("MB of memory", 4, 40.0),
+        ]
+        for what, column, goal in goals:
+            if what.startswith("held") and wal is None:
+                continue
+            found = statistics.median(float(each[column]) for each in mine)
+            print(f"- {name}: {what}: {found:.2f}, goal {goal:g}: **{'met' if found <= goal else 'MISSED'}**")
+
+
+def main() -> None:
+    given = harness.arguments(__doc__ or "", megabytes=(500, 8), rate=(1000, 1000), rounds=(3, 1))
+    # No file system of its own: sizes are seen by themselves, and the store and its copies need gigabytes.
+    with harness.open_disk(quick=True) as disk:
+        harness.describe(disk)
+        place = disk.directory
+        if given.postgres:
+            url = given.postgres
+            fill(url, given.megabytes)
+            measure(url, place, lambda: raw_dump(url, place), given, None)
+            return
+        path = place / "kaged.db"
+        url = harness.sqlite_url(path)
+        fill(url, given.megabytes)
+        print(f"\n### A store of {path.stat().st_size / 2**20:,.0f} MiB\n")
+        first, _, _ = kaged_backup(url, place / "nights", "--quick")
+        with kagedb.connect(url=url):
+            for _ in range(1000):
+                AuditEvent.record("policy.decision", actor="agent:night", body={"filler": "x" * 300})
+        second, _, _ = kaged_backup(url, place / "nights", "--quick")
+        files = [Path(made["directory"]) / "kaged.sqlite3" for made in (first, second)]
+        changed, whole = changed_blocks(*files)
+        print(f"The next night after 1,000 events: {changed:,} of {whole:,} blocks of 4 KiB changed.\n")
+        measure(url, place, lambda: raw_copy(path, place), given, path.with_name("kaged.db-wal"))
+
+
+if __name__ == "__main__":
+    main()
