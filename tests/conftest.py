@@ -193,6 +193,15 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExtraScripts:
     return ExtraScripts(tmp_path / "scripts", monkeypatch)
 
 
+@pytest.fixture
+def stored_url(migrated_url: str) -> str:
+    """The storage URL of a store with something of everything in it, which nobody has open."""
+    import stored
+
+    stored.fill(migrated_url)
+    return migrated_url
+
+
 def _migrate(url: str) -> None:
     import kagedb
 

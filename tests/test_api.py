@@ -166,7 +166,7 @@ def test_the_engine_that_is_not_used_is_not_imported(migrated_url: str, engine: 
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-NOT_FOR_A_START = (
+NOT_FOR_A_START = (  # noqa: SIM905
     """
     asyncio bz2 click difflib lzma platformdirs playhouse.migrations shlex shutil subprocess tempfile tomllib ulid zlib
     kagedb.audit_key kagedb.cli kagedb.formats kagedb.migrating kagedb.operations
@@ -177,7 +177,7 @@ NOT_FOR_A_START = (
     kagedb.models.plugin_state kagedb.models.plugin_tables kagedb.models.write_behind
     kagedb.models.state_diff kagedb.models.state_tree
     """
-).split()  # fmt: skip
+).split()
 """Modules that some verb needs, and a command that notes one event does not: each costs every start a millisecond."""
 
 

@@ -110,7 +110,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values, st.dictionaries(st.text(), st.binary(max_size=40_000), max_size=4))
 def test_any_value_survives_the_tree(state: Any, binaries: dict[str, bytes]) -> None:
     tree = state_tree(state, binaries, 64)

@@ -426,3 +426,13 @@ def test_a_view_over_what_is_not_its_own_cannot_be_read(storage: Storage, tables
     with pytest.raises(StorageForbidden, match="can touch only its own tables"):
         tables.execute(f"CREATE VIEW p_weather__peek AS SELECT * FROM {name}")
         tables.execute("SELECT COUNT(*) FROM p_weather__peek")
+
+
+@pytest.mark.postgres_only
+def test_a_statement_that_leaves_its_role_is_undone(tables: PluginDatabase) -> None:
+    """SQL has ways to spell a function that no look at the text finds."""
+    hidden = 'U&"set\\005fconfig"'
+    for name, value in (("role", "none"), ("search_path", "kaged")):
+        with pytest.raises(StorageForbidden, match="to change its role or search_path"):
+            tables.execute(f"SELECT {hidden}('{name}', '{value}', false)")
+    assert len(tables.execute("SELECT * FROM p_weather__place")) == 1

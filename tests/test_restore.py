@@ -20,7 +20,7 @@ from kagedb import AuditEvent, Project
 from kagedb.operations import backup_set
 from kagedb.settings import load
 from programs import run_python, start_python, tell, wait_for_line
-from stored import add_more, fill
+from stored import add_more
 
 if TYPE_CHECKING:
     from conftest import Places
@@ -35,19 +35,13 @@ with kagedb.connect(url=sys.argv[1], read_only=len(sys.argv) > 2):
 
 
 @pytest.fixture
-def filled_url(migrated_url: str) -> str:
-    fill(migrated_url)
-    return migrated_url
-
-
-@pytest.fixture
-def changed_url(filled_url: str) -> str:
+def changed_url(stored_url: str) -> str:
     """A store that has one set, and has gone on since."""
-    answer_json(filled_url, "backup")
-    with kagedb.connect(url=filled_url):
+    answer_json(stored_url, "backup")
+    with kagedb.connect(url=stored_url):
         Project.add("garden", actor="operator:ana")
         add_more(3)
-    return filled_url
+    return stored_url
 
 
 def names(url: str) -> set[str]:

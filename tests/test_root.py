@@ -137,7 +137,7 @@ def test_the_copy_before_a_migration_is_the_owners(
     their_url: str, their_place: Path, owner: int, one_more_script: str
 ) -> None:
     shown = succeeded(run_kaged("migrate", env={"KAGED_HOME": str(their_place)}, before=one_more_script))
-    (copy,) = (their_place / "backups").iterdir()
+    (copy,) = (their_place / "backups").glob("kaged-*")
     assert str(copy) in shown
     assert owners(their_place) == {owner}
 

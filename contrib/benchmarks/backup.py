@@ -29,12 +29,15 @@ from kagedb import AuditEvent, Project, Run, Session, Transcript
 BLOCK_BYTES = 4096
 """What rsync and a file system compare by."""
 
+SCHEMA = "kaged_backup_benchmark"
+"""Made and dropped."""
+
 WRITER = """
 import json, sys, time
 import kagedb
 from kagedb import AuditEvent
-pause = 1 / float(sys.argv[2])
-with kagedb.connect(url=sys.argv[1]):
+pause = 1 / float(sys.argv[1])
+with kagedb.connect():
     print("ready", flush=True)
     took, began = [], time.monotonic()
     import select
@@ -58,9 +61,9 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=
 class Writer:
     """Another process that commits so many times a second, as far as the disk lets it."""
 
-    def __init__(self, url: str, per_second: int) -> None:
+    def __init__(self, per_second: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, url, str(per_second)],
+            [sys.executable, "-c", WRITER, str(per_second)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -74,9 +77,9 @@ class Writer:
         return len(took) / seconds, statistics.quantiles(took, n=100)[98] * 1000
 
 
-def fill(url: str, megabytes: int) -> None:
+def fill(megabytes: int) -> None:
     """A store of about that size: two thirds terminal output that does not compress, one third audit events."""
-    with kagedb.connect(url=url) as storage:
+    with kagedb.connect() as storage:
         project = Project.add("house", actor="operator:ana")
         for _ in range(megabytes * 2 // 3 // 16 + 1):
             session = Session.start(project, title="long", actor="operator:ana")
@@ -91,11 +94,11 @@ def fill(url: str, megabytes: int) -> None:
                     AuditEvent.record("policy.decision", actor="agent:planner", subject=run, body={"filler": "x" * 300})
 
 
-def kaged_backup(url: str, place: Path, *options: str) -> tuple[dict[str, Any], float, float]:
+def kaged_backup(place: Path, *options: str) -> tuple[dict[str, Any], float, float]:
     """What the command says of itself, its wall time in seconds, and its peak memory in MB."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", BACKUP, "-q", "--url", url, "backup", "--json", "--output", f"{place}/", *options],
+        [sys.executable, "-c", BACKUP, "-q", "backup", "--json", "--output", f"{place}/", *options],
         capture_output=True,
         text=True,
     )
@@ -120,8 +123,14 @@ def raw_copy(path: Path, place: Path) -> float:
 
 
 def raw_dump(url: str, place: Path) -> float:
+    """Seconds of a bare `pg_dump -Fc`; the password, if there is one, in its environment."""
+    from psycopg2 import extensions
+
+    given = extensions.parse_dsn(url)
+    environment = {**os.environ, "PGPASSWORD": given.pop("password", "")}
+    command = ["pg_dump", "-Fc", "-n", SCHEMA, "-f", str(place / "raw.pgdump"), extensions.make_dsn(**given)]
     began = time.monotonic()
-    subprocess.run(["pg_dump", "-Fc", "-n", "kaged", "-f", place / "raw.pgdump", url], check=True)
+    subprocess.run(command, env=environment, check=True)
     took = time.monotonic() - began
     (place / "raw.pgdump").unlink()
     return took
@@ -156,19 +165,19 @@ class WalPeak(threading.Thread):
         return self.peak / 2**20
 
 
-def measure(url: str, place: Path, baseline: Callable[[], float], given: Any, wal: Path | None) -> None:
+def measure(place: Path, baseline: Callable[[], float], given: Any, wal: Path | None) -> None:
     seconds = 5.0 if not given.quick else 0.5
     rows, ratios = [], []
-    kaged_backup(url, place / "warm")
+    kaged_backup(place / "warm")
     for _ in range(given.rounds):
         raw = baseline()
-        writer = Writer(url, given.rate)
+        writer = Writer(given.rate)
         time.sleep(seconds)
         alone = writer.stop()
         for name, options in (("backup", ()), ("backup --quick", ("--quick",))):
             peak = WalPeak(wal) if wal else None
-            writer = Writer(url, given.rate)
-            made, took, memory = kaged_backup(url, place / "made", *options)
+            writer = Writer(given.rate)
+            made, took, memory = kaged_backup(place / "made", *options)
             shutil.rmtree(made["directory"])
             rate, p99 = writer.stop()
             ratios.append((name, made["held_ms"] / 1000 / raw, took / raw, p99 / alone[1], memory))
@@ -198,24 +207,40 @@ def main() -> None:
     with harness.open_disk(quick=True) as disk:
         harness.describe(disk)
         place = disk.directory
+        config, path = place / "config.toml", place / "kaged.db"
+        config.write_text(f'[storage]\nschema = "{SCHEMA}"\n')
+        os.environ.update(KAGED_CONFIG=str(config), KAGED_DATABASE_URL=given.postgres or harness.sqlite_url(path))
         if given.postgres:
-            url = given.postgres
-            fill(url, given.megabytes)
-            measure(url, place, lambda: raw_dump(url, place), given, None)
-            return
-        path = place / "kaged.db"
-        url = harness.sqlite_url(path)
-        fill(url, given.megabytes)
-        print(f"\n### A store of {path.stat().st_size / 2**20:,.0f} MiB\n")
-        first, _, _ = kaged_backup(url, place / "nights", "--quick")
-        with kagedb.connect(url=url):
-            for _ in range(1000):
-                AuditEvent.record("policy.decision", actor="agent:night", body={"filler": "x" * 300})
-        second, _, _ = kaged_backup(url, place / "nights", "--quick")
-        files = [Path(made["directory"]) / "kaged.sqlite3" for made in (first, second)]
-        changed, whole = changed_blocks(*files)
-        print(f"The next night after 1,000 events: {changed:,} of {whole:,} blocks of 4 KiB changed.\n")
-        measure(url, place, lambda: raw_copy(path, place), given, path.with_name("kaged.db-wal"))
+            measure_server(place, given)
+        else:
+            measure_file(place, path, given)
+
+
+def measure_file(place: Path, path: Path, given: Any) -> None:
+    fill(given.megabytes)
+    print(f"\n### SQLite, a store of {path.stat().st_size / 2**20:,.0f} MiB\n")
+    first, _, _ = kaged_backup(place / "nights", "--quick")
+    with kagedb.connect():
+        for _ in range(1000):
+            AuditEvent.record("policy.decision", actor="agent:night", body={"filler": "x" * 300})
+    second, _, _ = kaged_backup(place / "nights", "--quick")
+    changed, whole = changed_blocks(*(Path(made["directory"]) / "kaged.sqlite3" for made in (first, second)))
+    print(f"The next night after 1,000 events: {changed:,} of {whole:,} blocks of 4 KiB changed.\n")
+    measure(place, lambda: raw_copy(path, place), given, path.with_name("kaged.db-wal"))
+
+
+def measure_server(place: Path, given: Any) -> None:
+    import psycopg2
+
+    try:
+        fill(given.megabytes)
+        print(f"\n### PostgreSQL, a store of about {given.megabytes} MB\n")
+        measure(place, lambda: raw_dump(given.postgres, place), given, None)
+    finally:
+        connection = psycopg2.connect(given.postgres)
+        connection.autocommit = True
+        connection.cursor().execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+        connection.close()
 
 
 if __name__ == "__main__":

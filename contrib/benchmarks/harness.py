@@ -155,9 +155,7 @@ class Results:
         print_table(head, rows)
         for goal in goals:
             found = self.ratio(goal.case, goal.baseline, goal.measure)
-            verdict = "met" if found <= goal.limit else "MISSED"
-            what = f"{names[goal.measure]} of {goal.case}, x {goal.baseline}"
-            print(f"- {what}: {found:.2f}, goal {goal.limit:g}: **{verdict}**")
+            print_goal(f"{names[goal.measure]} of {goal.case}, x {goal.baseline}", found, goal.limit)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -166,6 +164,11 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (head, ["-" * width for width in widths], *rows):
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
     print()
+
+
+def print_goal(what: str, found: float, limit: float) -> None:
+    """Whether a goal was met: `found` is at most `limit`."""
+    print(f"- {what}: {found:,.2f}, goal {limit:,g}: **{'met' if found <= limit else 'MISSED'}**")
 
 
 def compare(

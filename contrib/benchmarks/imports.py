@@ -15,7 +15,7 @@ from pathlib import Path
 
 import peewee
 import plain
-from harness import Goal, Results, arguments, connect_sqlite, describe, open_disk, open_store, sqlite_url
+from harness import Goal, Results, arguments, connect_sqlite, describe, open_disk, open_store, print_goal, sqlite_url
 
 import kagedb
 from kagedb import schema
@@ -140,7 +140,7 @@ def measure_imports(rounds: int) -> None:
     found = in_turns("Imports", {name: (code, ()) for name, code in IMPORTS.items()}, rounds)
     found.print(["peewee"], [Goal("kagedb", "peewee", "wall ms", 1.15)])
     more = found.median("kagedb", "peak MB") - found.median("peewee", "peak MB")
-    print(f"- peak MB of kagedb beyond peewee: {more:.1f}, goal 2: **{'met' if more <= 2 else 'MISSED'}**")
+    print_goal("peak MB of kagedb beyond peewee", more, 2.0)
 
 
 def measure_append(directory: Path, rounds: int) -> None:
@@ -155,8 +155,7 @@ def measure_append(directory: Path, rounds: int) -> None:
     found = in_turns("Open a store, append one event, close", programs, rounds)
     found.print(["peewee"], [Goal("kagedb", "peewee", "wall ms", 1.6)])
     check = check_us(store, rounds)
-    print(f"- us of the check of a current schema, the first of its process: {check:.0f}", end="")
-    print(f", goal {CHECK_LIMIT_US:.0f}: **{'met' if check <= CHECK_LIMIT_US else 'MISSED'}**")
+    print_goal("us of the check of a current schema, the first of its process", check, CHECK_LIMIT_US)
 
 
 def check_us(store: Path, rounds: int) -> float:

@@ -51,7 +51,7 @@ class Stores:
                 ]
             self.keys[page_size] = [run.id for run in runs]
             connection = connect_sqlite(self.path(page_size))
-            plain.Appender(plain.Sqlite(connection), project.id).chained(rows, at_once=True)
+            plain.Appender(plain.Sqlite(connection), project.id).fill(rows)
             connection.close()
             self.close()
 

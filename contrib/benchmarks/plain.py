@@ -62,6 +62,12 @@ class Sqlite:
     def end_read(self) -> None:
         """Nothing to do: a read outside a transaction ends by itself."""
 
+    def insert_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        """In one transaction."""
+        self.run(self.begin)
+        self.connection.executemany(sql, rows)
+        self.end()
+
 
 class Postgres:
     """The same of psycopg2, which begins a transaction by itself."""
@@ -82,6 +88,13 @@ class Postgres:
     def make(self, *statements: str) -> None:
         for statement in statements:
             self.run(statement)
+        self.end()
+
+    def insert_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        """In one transaction."""
+        from psycopg2.extras import execute_values
+
+        execute_values(self.cursor, f"{sql.partition('VALUES')[0]}VALUES %s", rows, page_size=1000)
         self.end()
 
 
@@ -125,40 +138,40 @@ class Appender:
             run(sql, (new_ulid(), now(), KIND, ACTOR, subject, self.project, dump(BODY)))
             end()
 
-    def chained(self, count: int, *, at_once: bool = False) -> None:
-        """Into `audit_event` itself, triggers and all, with the chain that its triggers and a verifier expect.
-
-        With `at_once` in one transaction, to fill a table.
-        """
+    def chained(self, count: int) -> None:
+        """Into `audit_event` itself, triggers and all, with the chain that its triggers and a verifier expect."""
         run, end, begin = self.driver.run, self.driver.end, self.driver.begin
-        if at_once:
-            run(begin or "SELECT 1")
-            begin, end = "", lambda: None
-        sql = (
-            "INSERT INTO audit_event (seq, at, kind, actor, subject, project, salt, body, body_hash, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        )
         for number in range(count):
             if begin:
                 run(begin)
-            last = run("SELECT seq, hash FROM audit_event ORDER BY seq DESC LIMIT 1").fetchone()
-            seq, previous = (last[0] + 1, bytes(last[1])) if last else (1, GENESIS)
-            at, salt, body = now(), os.urandom(16), json.dumps(BODY, sort_keys=True, separators=(",", ":"))
-            named = {
-                "seq": seq,
-                "at": at,
-                "kind": KIND,
-                "actor": ACTOR,
-                "subject": SUBJECTS[number % len(SUBJECTS)],
-                "project": self.project,
-            }
-            digest = hashlib.sha256(salt + body.encode()).digest()
-            hash = hash_event(previous, **named, body_hash=digest)
-            run(sql, (*named.values(), salt, body, digest, hash))
+            run(INSERT_EVENT, self._chained_row(number, *self._head()))
             end()
-        if at_once:
-            self.driver.end()
 
+    def fill(self, count: int) -> None:
+        """The same in one transaction and one statement, to have a long log."""
+        rows: list[tuple[Any, ...]] = []
+        seq, previous = self._head()
+        for number in range(count):
+            rows.append(self._chained_row(number, seq, previous))
+            seq, previous = seq + 1, rows[-1][-1]
+        self.driver.insert_many(INSERT_EVENT, rows)
+
+    def _head(self) -> tuple[int, bytes]:
+        last = self.driver.run("SELECT seq, hash FROM audit_event ORDER BY seq DESC LIMIT 1").fetchone()
+        return (last[0], bytes(last[1])) if last else (0, GENESIS)
+
+    def _chained_row(self, number: int, before: int, previous: bytes) -> tuple[Any, ...]:
+        at, salt, body = now(), os.urandom(16), json.dumps(BODY, sort_keys=True, separators=(",", ":"))
+        subject = SUBJECTS[number % len(SUBJECTS)]
+        named = (before + 1, at, KIND, ACTOR, subject, self.project)
+        digest = hashlib.sha256(salt + body.encode()).digest()
+        return (*named, salt, body, digest, hash_event(previous, *named, digest))
+
+
+INSERT_EVENT = (
+    "INSERT INTO audit_event (seq, at, kind, actor, subject, project, salt, body, body_hash, hash)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 SELECT_RUN = "SELECT * FROM run WHERE id = ?"
 SELECT_SESSION = "SELECT * FROM session WHERE id = ?"

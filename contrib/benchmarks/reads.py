@@ -54,7 +54,7 @@ def measure(where: str, given: argparse.Namespace, driver: plain.Driver) -> None
             driver.run(plain.INSERT_RUN, (runs[-1], at, sessions[-1].id, "planner", plain.dump(plain.INPUT), at))
             driver.run(plain.FINISH_RUN, (0, plain.dump(plain.OUTPUT), at, runs[-1]))
         driver.end()
-    plain.Appender(driver, project.id).chained(given.rows, at_once=True)
+    plain.Appender(driver, project.id).fill(given.rows)
 
     keys = [session.id for session in sessions]
     for title, values, operations, limit, ways in (

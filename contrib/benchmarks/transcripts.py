@@ -1,5 +1,5 @@
-"""What recording terminals writes to the disk and keeps, beside a row for each read and asciinema's lines of JSON: a busy
-hour of a full-screen program, and a log of 20 MB. Then how long reading takes, and what `Recorder.write` costs.
+"""What recording terminals writes to the disk and keeps, beside a row for each read and asciinema's lines of JSON: a
+busy hour of a full-screen program, and a log of 20 MB. Then how long reading takes, and what `Recorder.write` costs.
 
 The hour is made up but not slept through: each read has its time, and every two seconds of that time are flushed.
 With KAGED_BENCHMARK_POSTGRES_URL a sixth of the hour is measured on PostgreSQL too, in a schema made and dropped.
@@ -14,6 +14,7 @@ import random
 import re
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -56,36 +57,50 @@ def words() -> list[bytes]:
 
 
 def full_screen(seconds: int) -> Iterator[tuple[float, bytes]]:
-    """Words as they come, a spinner, a clock, and now and then the whole screen."""
-    rng, vocabulary, at = random.Random(1), words(), 0
+    """An agent at work: thirty words a second, each placed, coloured, written and closed by reads of its own, as
+    curses programs do it; a status line ten times a second; the whole screen every twenty seconds."""
+    vocabulary, at = words(), 0
+    row, column, pending = 1, 1, list[bytes]()
     for number in range(seconds * READS_PER_SECOND):
         now = number / READS_PER_SECOND
         if number % (READS_PER_SECOND * 20) == 0:
-            screen = vocabulary[max(0, at - 200) : at]
+            screen = [vocabulary[(at - back) % len(vocabulary)] for back in range(200, 0, -1)]
             yield now, b"\x1b[2J\x1b[H" + b" ".join(screen).replace(b"\n", b"\r\n")
-        elif number % READS_PER_SECOND == 0:
-            yield now, f"\x1b7\x1b[24;1H\x1b[2mThinking… ({now:.0f} s, {rng.randrange(90)} files)\x1b[0m\x1b8".encode()
-        elif rng.random() < 0.08:
-            yield now, f"\x1b7\x1b[24;80H{'⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏'[number % 10]}\x1b8".encode()
+        elif number % 13 == 0:
+            spinner = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"[number // 13 % 10]
+            said = f"\x1b[35m{spinner}\x1b[0m Thinking… \x1b[2m({now:.0f} s, {at} words, Esc stops)\x1b[0m"
+            yield now, f"\x1b7\x1b[24;1H{said}\x1b8".encode()
         else:
-            word = vocabulary[at % len(vocabulary)].replace(b"\n", b"\r\n")
-            at += 1
-            yield now, b"\x1b[3%dm%b\x1b[0m" % (rng.randrange(1, 7), word) if rng.random() < 0.2 else word
+            if not pending:
+                word = vocabulary[at % len(vocabulary)].strip()
+                at += 1
+                if column + len(word) > 78:
+                    row, column = row % 22 + 1, 1
+                # Coloured always alike, by what it is, as a highlighter does it.
+                colour = zlib.crc32(word) % 20
+                pending = [b"\x1b[0m\x1b[K", word + b" ", b"\x1b[3%dm" % (colour if 0 < colour < 7 else 9)]
+                pending.append(b"\x1b[%d;%dH" % (row, column))
+                column += len(word) + 1
+            yield now, pending.pop()
 
 
 def log(size: int) -> Iterator[tuple[float, bytes]]:
-    """Lines of a server's log, a hundred a second."""
+    """Lines of a server's log, a hundred a second: four of its few hundred messages for each request with its id."""
     rng, vocabulary = random.Random(2), words()
-    written = number = 0
+    starts = [rng.randrange(len(vocabulary) - 20) for _ in range(300)]
+    messages = [
+        b" ".join(word.strip() for word in vocabulary[start : start + rng.randrange(5, 20)]) for start in starts
+    ]
+    written = number = request = 0
     while written < size:
-        start = rng.randrange(len(vocabulary) - 20)
-        said = b" ".join(word.strip() for word in vocabulary[start : start + rng.randrange(5, 20)])
-        kind = rng.choice((b"\x1b[32mINFO\x1b[0m", b"\x1b[33mWARN\x1b[0m", b"DEBUG"))
-        line = b"2026-11-24T%02d:%02d:%02d.%03d %b [%016x] %b\r\n" % (
-            *(number // 360_000 % 24, number // 6000 % 60, number // 100 % 60, number % 1000),
-            kind,
-            rng.getrandbits(64),
-            said,
+        if number % 4 == 0:
+            request = rng.getrandbits(64)
+        line = b"2026-11-24T%02d:%02d:%02d.%03d %b [%016x] %b: %d\r\n" % (
+            *(number // 360_000 % 24, number // 6000 % 60, number // 100 % 60, number * 10 % 1000),
+            rng.choice((b"\x1b[32mINFO\x1b[0m", b"\x1b[33mWARN\x1b[0m", b"DEBUG")),
+            request,
+            rng.choice(messages),
+            rng.randrange(1000),
         )
         yield number / 100, line
         written += len(line)

@@ -26,6 +26,7 @@ _FAMILIES = {
     "backups": "backup",
     "verify": "backup",
     "restore": "backup",
+    "copy": "copy",
     "query": "query",
     "project": "project",
     "prompt": "prompt",

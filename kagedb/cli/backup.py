@@ -154,7 +154,7 @@ def backups(options: Options, as_json: bool) -> None:
 @pass_options
 @click.pass_context
 def verify(ctx: click.Context, options: Options, set: str | None, every: bool, as_json: bool) -> None:
-    """Prove a backup set: its checksums, and every row read back from it.
+    """Prove a backup set: checksums, and every row of it.
 
     SET is a number or name out of `kaged backups`, the path of a set or of a tar file, or - for a tar file on the
     standard input. Without SET, the newest. Needs no store and no database server. Exit status 3: a set is damaged; it
@@ -194,11 +194,11 @@ def verify(ctx: click.Context, options: Options, set: str | None, every: bool, a
 @json_option
 @pass_options
 def restore(options: Options, set: str | None, latest: bool, to: str | None, as_json: bool) -> None:
-    """Make a backup set the store again; the old store is kept beside it.
+    """Make a backup set the store again.
 
-    SET is a number or name out of `kaged backups`, the path of a set or of a tar file, or - for a tar file on the
-    standard input. The set is verified first. Nobody may have the store open (exit status 75). Killed at any moment,
-    it leaves the old store or the new one.
+    The old store is kept beside it. SET is a number or name out of `kaged backups`, the path of a set or of a tar file,
+    or - for a tar file on the standard input. The set is verified first. Nobody may have the store open (exit status
+    75). Killed at any moment, it leaves the old store or the new one.
 
     JSON: place, name, sequence, schema, rows, replaced (number and hash of the old audit head), kept (where the old
     store is).

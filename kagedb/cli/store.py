@@ -45,7 +45,7 @@ def status(options: Options, as_json: bool) -> None:
     migrated yet.
 
     JSON: place, origin, mode, engine, library, schema, pending, bytes_by_part, rows, owner (pid, description),
-    newest_at, warnings.
+    newest_at, backup_at (when the newest verified backup was made), warnings.
     """
     with options.reading(any_schema=True) as storage:
         # It imports the store, which `kaged --help` must not.
@@ -67,6 +67,7 @@ def status(options: Options, as_json: bool) -> None:
             "size": [f"{part} {size(count)}" for part, count in found.bytes_by_part.items()],
             "rows": rows or "none",
             "newest row": local_time(found.newest_at),
+            "backup": local_time(found.backup_at) if found.backup_at else "none that is verified",
             "owner": str(found.owner) if found.owner else "no daemon",
         }
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .archive import Archiver, Contents
     from .database import StoreDatabase
     from .query import Answer
+    from .transfer import Receiver
 
 HISTORY_TABLE = "schema_migration"
 """The table of applied migrations; a place that has it is a kaged store."""
@@ -158,6 +159,10 @@ class Engine(ABC):
     @abstractmethod
     def archiver(self) -> Archiver:
         """How the store is copied into a backup set and brought back (archive.py)."""
+
+    @abstractmethod
+    def receiver(self) -> Receiver:
+        """How the place becomes the target of a copy (transfer.py)."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Contents]:

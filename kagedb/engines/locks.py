@@ -19,8 +19,8 @@ from .turns import FairSemaphore
 
 USE, OWNER, WRITER, TURNSTILE, MIGRATION = range(5)
 """The locks, each one byte of the file. USE is shared by every open store and exclusive for migrate and restore; OWNER
-is the daemon's; WRITER is held from BEGIN to the end of COMMIT; TURNSTILE is the queue of one before it; MIGRATION
-lines up starters that find an old schema."""
+is the daemon's; WRITER is held from BEGIN to the end of COMMIT; TURNSTILE, its neighbour, is the queue of one before
+it; MIGRATION lines up starters that find an old schema."""
 
 _FLOCK = struct.Struct("hhqqi4x")
 """`struct flock` of 64-bit Linux, for F_GETLK (fcntl(2)): type, whence, start, length, pid."""
@@ -74,11 +74,11 @@ class LockFile:
                 del self._by_path[self.path]
                 os.close(self._descriptor)
 
-    def try_lock(self, byte: int, *, shared: bool = False) -> bool:
-        """Take the lock, or change its kind, if nobody is in the way now."""
+    def try_lock(self, byte: int, *, shared: bool = False, count: int = 1) -> bool:
+        """Take the lock (`count` of them, from `byte` on), or change its kind, if nobody is in the way now."""
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.lockf(self._descriptor, kind | fcntl.LOCK_NB, 1, byte)
+            fcntl.lockf(self._descriptor, kind | fcntl.LOCK_NB, count, byte)
         except (BlockingIOError, PermissionError):
             return False
         return True
@@ -181,6 +181,10 @@ class WriterTurn:
 
     def _lock_against_processes(self, deadline: float) -> None:
         file = self._file
+        # Both in one call where nobody is in the way of either: a tenth of what an empty transaction costs.
+        if file.try_lock(WRITER, count=2):
+            file.unlock(TURNSTILE)
+            return
         if not file.lock(TURNSTILE, max(0.0, deadline - time.monotonic())):
             raise self._too_long()
         try:

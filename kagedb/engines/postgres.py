@@ -25,6 +25,7 @@ from .postgres_locks import PostgresLocks
 if TYPE_CHECKING:
     from .archive import Archiver, Contents
     from .query import Answer
+    from .transfer import Receiver
 
 
 class PostgresEngine(PostgresLocks):
@@ -159,6 +160,11 @@ class PostgresEngine(PostgresLocks):
         from .postgres_archive import PostgresArchiver
 
         return PostgresArchiver(self)
+
+    def receiver(self) -> Receiver:
+        from .postgres_transfer import PostgresReceiver
+
+        return PostgresReceiver(self)
 
     def reading(self) -> AbstractContextManager[Contents]:
         from . import postgres_query

@@ -22,7 +22,7 @@ from .archive import COPY, FIRST_OF_HISTORY, INTEGER, Archiver, Contents, Pace, 
 from .places import make_private_file, sync_file
 from .postgres_contents import PostgresContents
 from .postgres_server import driver
-from .sqlite_contents import SqliteContents, quoted, sqlite3, translated
+from .sqlite_contents import CACHE_KIB, SqliteContents, quoted, sqlite3, translated
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -53,6 +53,7 @@ class PostgresReader(Reader):
         try:
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             with self._text(data, form) as text:
                 _load(connection, text, {table.name: table for table in tables})
         except sqlite3.Error as error:

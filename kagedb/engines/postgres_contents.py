@@ -8,8 +8,8 @@ from typing import Any
 from .archive import BLOB, BOOLEAN, INTEGER, REAL, TEXT, Contents, Table
 from .sqlite_contents import quoted
 
-FETCH_ROWS = 200
-"""Rows fetched at a time: 3 MB of the largest chunks of terminal output."""
+FETCH_ROWS, FETCH_ROWS_WITH_BYTES = 500, 40
+"""Rows fetched at a time. Bytes come as text of twice their length: 40 chunks of terminal output take 2 MB."""
 
 # Type categories would not do: json and bytea are both "user-defined" there.
 _KINDS = {
@@ -67,9 +67,10 @@ class PostgresContents(Contents):
         order = ", ".join(value(column, True) for column in table.key or table.columns)
         name = f"{quoted(self.schema)}.{quoted(table.name)}"
         blobs = [place for place, kind in enumerate(table.kinds) if kind == BLOB]
-        rows = self.stream(f"SELECT {columns} FROM {name} AS t ORDER BY {order}")  # noqa: S608
+        sql = f"SELECT {columns} FROM {name} AS t ORDER BY {order}"  # noqa: S608
         if not blobs:
-            return rows
+            return self.stream(sql)
+        rows = self._fetch(sql, (), FETCH_ROWS_WITH_BYTES)
         return (tuple(bytes(v) if isinstance(v, memoryview) else v for v in row) for row in rows)
 
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
@@ -78,6 +79,9 @@ class PostgresContents(Contents):
         return cursor
 
     def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        return self._fetch(sql, params, FETCH_ROWS)
+
+    def _fetch(self, sql: str, params: tuple[Any, ...], rows_at_once: int) -> Iterator[tuple[Any, ...]]:
         # A cursor of the server: psycopg2 would fetch everything first.
         self._cursors += 1
         with self.connection.cursor() as cursor:
@@ -85,7 +89,7 @@ class PostgresContents(Contents):
             declare = f"DECLARE {name} NO SCROLL CURSOR FOR {sql.replace('?', '%s') if params else sql}"
             cursor.execute(declare, params or None)
             while True:
-                cursor.execute(f"FETCH {FETCH_ROWS} FROM {name}")
+                cursor.execute(f"FETCH {rows_at_once} FROM {name}")
                 rows = cursor.fetchall()
                 if not rows:
                     break

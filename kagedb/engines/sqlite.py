@@ -47,6 +47,7 @@ from .sqlite_locks import RESTORE_NOTE, SqliteLocks
 if TYPE_CHECKING:
     from .archive import Archiver, Contents
     from .query import Answer
+    from .transfer import Receiver
 
 OLDEST_VERSION = (3, 38, 0)
 """The first SQLite with STRICT tables (3.37) and `->>` (3.38)."""
@@ -348,6 +349,11 @@ class SqliteEngine(SqliteLocks):
         from .sqlite_archive import SqliteArchiver
 
         return SqliteArchiver(self)
+
+    def receiver(self) -> Receiver:
+        from .sqlite_transfer import SqliteReceiver
+
+        return SqliteReceiver(self)
 
     def reading(self) -> AbstractContextManager[Contents]:
         from . import sqlite_query

@@ -72,14 +72,15 @@ class CallGate:
 
 
 class Rows:
-    """The cursor of a query, read through the gate."""
+    """The cursor of a query, read through the gate. Made inside it, with the first row: most queries have no other."""
 
     def __init__(self, cursor: Any, database: SqliteStoreDatabase) -> None:
         self._cursor = cursor
         self._database = database
-        self._ahead: deque[Any] = deque()
-        self._asked = self._ended = False
         self.description = cursor.description
+        first = self._fetch(cursor.fetchone)
+        self._ended = first is None
+        self._ahead: deque[Any] = deque() if first is None else deque((first,))
 
     @property
     def rowcount(self) -> int:
@@ -92,10 +93,9 @@ class Rows:
 
     def fetchone(self) -> Any:
         if not self._ahead and not self._ended:
-            wanted = ROWS_AHEAD if self._asked else 1
-            self._asked = True
-            rows = self._fetch(lambda: self._cursor.fetchmany(wanted))
-            self._ended = len(rows) < wanted
+            with self._database.calls:
+                rows = self._fetch(lambda: self._cursor.fetchmany(ROWS_AHEAD))
+            self._ended = len(rows) < ROWS_AHEAD
             self._ahead.extend(rows)
         return self._ahead.popleft() if self._ahead else None
 
@@ -110,12 +110,16 @@ class Rows:
         self._ahead.clear()
         if not self._ended:
             self._ended = True
-            rows += self._fetch(self._cursor.fetchall)
+            with self._database.calls:
+                rows += self._fetch(self._cursor.fetchall)
         return rows
 
     def __iter__(self) -> Iterator[Any]:
+        ahead = self._ahead
         while (row := self.fetchone()) is not None:
             yield row
+            while ahead:
+                yield ahead.popleft()
 
     def close(self) -> None:
         self._ended = True
@@ -123,9 +127,9 @@ class Rows:
         with self._database.calls:
             self._cursor.close()
 
-    def _fetch(self, fetch: Callable[[], list[Any]]) -> list[Any]:
+    def _fetch(self, fetch: Callable[[], Any]) -> Any:
         try:
-            with self._database.calls, peewee.__exception_wrapper__:
+            with peewee.__exception_wrapper__:
                 return fetch()
         except peewee.PeeweeException as error:
             self._database.raise_translated(error)

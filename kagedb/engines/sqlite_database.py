@@ -181,12 +181,12 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
         with self.calls:
             cursor = super().raw(sql, params)
-        return Rows(cursor, self) if cursor.description else cursor
+            return Rows(cursor, self) if cursor.description else cursor
 
     def _execute(self, sql: str, params: Any, options: dict[str, Any]) -> Any:
         with self.calls:
             cursor = super()._execute(sql, params, options)
-        return Rows(cursor, self) if cursor.description else cursor
+            return Rows(cursor, self) if cursor.description else cursor
 
     # Transactions.
 

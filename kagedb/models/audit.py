@@ -122,8 +122,11 @@ class AuditEvent(Model):
             at = now_ms()
             if seq and at // DAY_MS != last // DAY_MS:
                 AuditSeal.close_in_passing(seq, bytes(previous))
+            seq += 1
+            body_hash = hash_body(salt, text)
+            digest = hash_event(bytes(previous), seq, at, kind, actor, named, project_id, body_hash)
             row = {
-                "seq": seq + 1,
+                "seq": seq,
                 "at": at,
                 "kind": kind,
                 "actor": actor,
@@ -131,13 +134,13 @@ class AuditEvent(Model):
                 "project": project_id,
                 "salt": salt,
                 "body": text,
-                "body_hash": hash_body(salt, text),
+                "body_hash": body_hash,
+                "hash": digest,
             }
-            row["hash"] = hash_event(bytes(previous), **{name: row[name] for name in _HASHED})
             cls._insert.run_checked(row)
-            if (seq + 1) % SEAL_EVENTS == 0:
-                AuditSeal.close_in_passing(seq + 1, row["hash"])
-            store.notify(kind, named or f"audit_event:{seq + 1}", project_id)
+            if seq % SEAL_EVENTS == 0:
+                AuditSeal.close_in_passing(seq, digest)
+            store.notify(kind, named or f"audit_event:{seq}", project_id)
         return cls._from_data(row)
 
     @classmethod
@@ -246,8 +249,6 @@ class AuditSeal(Model):
 
 _BEGINNING = b"%d:%b" % (len(DOMAIN), DOMAIN)
 
-_HASHED = ("seq", "at", "kind", "actor", "subject", "project", "body_hash")
-
 
 def seal_message(n: int, first_seq: int, last_seq: int, head: bytes, at: int) -> bytes:
     """What the MAC of a seal is made over."""
@@ -261,7 +262,6 @@ def hash_body(salt: bytes, text: str) -> bytes:
 
 def hash_event(
     previous: bytes,
-    *,
     seq: int,
     at: int,
     kind: str,

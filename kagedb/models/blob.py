@@ -54,7 +54,7 @@ class Blob(Model):
         Each node is looked for again, not its root alone: of a tree that nothing referred to, a collection may have
         removed a part, or remove one between `pack` and now.
         """
-        known = {d for d in nodes if ready[d] is None}
+        known = cls.known(nodes)
         database = bound_store().database
         rows = [(digest, *(ready[digest] or packed(node))) for digest, node in nodes.items() if digest not in known]
         for batch in batches(rows):

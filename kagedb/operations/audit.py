@@ -192,17 +192,7 @@ class _Verification:
         body_hash, stored = bytes(body_hash), bytes(stored)
         if seq != before + 1:
             raise _Broken(before + 1, f"event {before + 1} is missing")
-        computed = hash_event(
-            previous,
-            seq=seq,
-            at=at,
-            kind=kind,
-            actor=actor,
-            subject=subject,
-            project=project,
-            body_hash=body_hash,
-        )
-        if computed != stored:
+        if hash_event(previous, seq, at, kind, actor, subject, project, body_hash) != stored:
             raise _Broken(seq, f"event {seq} was changed, or does not follow the event before it")
         if body == "" and len(salt) == 0:
             self.verdict.redacted += 1

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from .. import schema
 from ..engines.engine import HISTORY_TABLE, Holder
-from ..errors import StorageFull
+from ..errors import StorageForbidden, StorageFull
 from ..storage import Storage, newest_ms
+from . import backup_set
 
 CLOCK_SLACK_MS = 60_000
 """How far rows may be before the clock: a clock that is set back by less is one that is being corrected."""
@@ -40,6 +41,8 @@ class Status:
     """The daemon that has the store, if one does."""
     newest_at: int | None
     """When the newest row was made, in Unix milliseconds; None where there is none."""
+    backup_at: int | None
+    """When the newest verified backup set of the store was made; None where there is none."""
     warnings: list[str]
     """Each says what is wrong and what mends it."""
 
@@ -89,6 +92,7 @@ def status(storage: Storage) -> Status:
         rows={table: _rows(storage, table) for table in tables},
         owner=engine.owner(),
         newest_at=newest,
+        backup_at=_backup_at(storage),
         warnings=[*figures.warnings, *_mark_warnings(engine.missing_marks()), *_clock_warnings(newest)],
     )
 
@@ -121,6 +125,16 @@ def plan(storage: Storage) -> Plan:
         free_bytes=free,
         obstacles=obstacles if standing.pending else [],
     )
+
+
+def _backup_at(storage: Storage) -> int | None:
+    directory = Path(storage.settings.backup_directory)
+    try:
+        found = backup_set.newest_verified(directory, storage.engine.name, backup_set.store_id(storage.engine))
+    except StorageForbidden:
+        # Somebody who may look at the store need not be let into its backups.
+        return None
+    return found.manifest.created_at if found else None
 
 
 def _rows(storage: Storage, table: str) -> int:

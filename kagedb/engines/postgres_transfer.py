@@ -1,0 +1,102 @@
+"""A PostgreSQL schema as the target of a copy: one transaction, rows by COPY, keys, indexes and guards afterwards."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from .archive import BLOB, BOOLEAN, TEXT, Contents, Table
+from .postgres_archive import PostgresArchiver
+from .postgres_contents import PostgresContents
+from .sqlite_contents import quoted
+from .transfer import Receiver
+
+if TYPE_CHECKING:
+    from .postgres import PostgresEngine
+
+_CONSTRAINTS = (
+    "SELECT c.relname, k.conname, pg_get_constraintdef(k.oid), k.contype::text FROM pg_constraint k"
+    " JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = ? AND k.contype IN ('f', 'p', 'u') ORDER BY k.contype = 'f' DESC, k.conname"
+)
+_INDEXES = (
+    "SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) FROM pg_index i"
+    " JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = ? AND NOT EXISTS"
+    " (SELECT 1 FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))"
+)
+_TRIGGERS = (
+    "SELECT c.relname, t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text FROM pg_trigger t"
+    " JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = ? AND NOT t.tgisinternal ORDER BY t.tgname"
+)
+_ENABLING = {"D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
+
+# What means something else in COPY's text form (sql-copy.html, "Text Format").
+_ESCAPED = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_SPECIAL = re.compile("[\\\\\t\n\r]")
+
+
+class PostgresReceiver(Receiver):
+    def __init__(self, engine: PostgresEngine) -> None:
+        self.engine: PostgresEngine = engine
+
+    def replace(self, work: Callable[[], None]) -> None:
+        self.engine.change_schema(work)
+
+    def require_room(self, wanted_bytes: int) -> None:
+        """The server's disk is not to be seen from here; a full one undoes the copy."""
+
+    def lay_aside(self) -> list[str]:
+        raw, schema = self.engine.database.raw, (self.engine.schema,)
+        keys: list[str] = []
+        references: list[str] = []
+        indexes, guards = [], []
+        for table, name, definition, enabled in raw(_TRIGGERS, schema).fetchall():
+            raw(f"DROP TRIGGER {quoted(name)} ON {quoted(table)}")
+            guards.append(definition)
+            if enabled in _ENABLING:
+                guards.append(f"ALTER TABLE {quoted(table)} {_ENABLING[enabled]} TRIGGER {quoted(name)}")
+        for table, name, definition, kind in raw(_CONSTRAINTS, schema).fetchall():
+            raw(f"ALTER TABLE {quoted(table)} DROP CONSTRAINT {quoted(name)}")
+            again = f"ALTER TABLE {quoted(table)} ADD CONSTRAINT {quoted(name)} {definition}"
+            (references if kind == "f" else keys).append(again)
+        for name, definition in raw(_INDEXES, schema).fetchall():
+            raw(f"DROP INDEX {name}")
+            indexes.append(definition)
+        # References rest on keys.
+        return [*keys, *indexes, *references, *guards]
+
+    def empty(self) -> None:
+        self.engine.database.raw(f"TRUNCATE {', '.join(map(quoted, self.engine.tables()))}")
+
+    def load(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        makers = [_MAKERS.get(kind, str) for kind in table.kinds]
+        lines = [
+            "\t".join(["\\N" if value is None else make(value) for make, value in zip(makers, row, strict=True)])
+            for row in rows
+        ]
+        columns = ", ".join(map(quoted, table.columns))
+        text = io.BytesIO(("\n".join(lines) + "\n").encode())
+        cursor = self.engine.database.connection().cursor()
+        cursor.copy_expert(f"COPY {quoted(table.name)} ({columns}) FROM STDIN", text, 1 << 16)
+
+    def contents(self) -> Contents:
+        return PostgresContents(self.engine.database.connection(), self.engine.schema)
+
+    def errors(self) -> AbstractContextManager[None]:
+        return PostgresArchiver(self.engine)._errors()
+
+
+def _text(value: str) -> str:
+    return _SPECIAL.sub(lambda found: _ESCAPED[found[0]], value) if _SPECIAL.search(value) else value
+
+
+_MAKERS: dict[str, Callable[[Any], str]] = {
+    TEXT: _text,
+    BLOB: lambda value: "\\\\x" + value.hex(),
+    BOOLEAN: lambda value: "t" if value else "f",
+}
