@@ -213,6 +213,40 @@ def test_a_target_that_is_no_directory_is_told(stored_url: str, tmp_path: Path) 
     assert "is not a directory" in result.output or "cannot be" in result.output
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount something read-only")
+def test_a_read_only_target_is_told(stored_url: str, tmp_path: Path) -> None:
+    place = tmp_path / "frozen"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        result = in_process("--url", stored_url, "backup", "--output", f"{place}/")
+        assert result.exit_code == 1
+        assert f"nothing can be written in {place}: Read-only file system" in result.output
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_target_that_vanishes_meanwhile_is_told(
+    stored_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is pulled: what is at its place afterwards is an empty directory, or none."""
+    from kagedb.operations import backup
+
+    place, real = tmp_path / "stick", backup._look
+
+    def pulled(*arguments: Any) -> Any:
+        found = real(*arguments)
+        shutil.rmtree(place)
+        return found
+
+    monkeypatch.setattr(backup, "_look", pulled)
+    result = in_process("--url", stored_url, "backup", "--output", f"{place}/")
+    assert result.exit_code in (1, 3), result.output
+    assert "internal error" not in result.output
+    assert not place.exists() or not list(place.glob("kaged-*"))
+
+
 def test_what_a_killed_backup_left_is_removed_by_the_next(stored_url: str) -> None:
     ready(directory())
     (directory() / "kaged-000007-20260101T000000Z.part").mkdir()

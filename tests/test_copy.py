@@ -213,7 +213,7 @@ def test_a_dry_run_changes_nothing(filled_url: str, target_engine: str, places: 
 def test_a_damaged_row_is_found_and_nothing_is_left(filled_url: str, target_engine: str, places: Places) -> None:
     target = places.empty(target_engine)
     with kagedb.connect(url=filled_url) as storage:
-        storage.database.execute_sql("UPDATE blob SET size = size + 1")
+        storage.database.execute_sql(storage.database.dialect("UPDATE blob SET data = ?"), (b"no longer it",))
     result = in_process("--url", filled_url, "copy", "--to", target)
     assert result.exit_code == 3
     assert "blob" in result.stderr

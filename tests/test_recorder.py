@@ -16,7 +16,7 @@ import kagedb
 import programs
 from kagedb import KagedError, NotFound, Session, StateError, StorageError, StorageUnavailable, Transcript
 from kagedb.errors import InvalidValue, LimitExceeded, TransactionError
-from kagedb.models import TranscriptChunk, backlog, flusher
+from kagedb.models import TranscriptChunk, backlog, flusher, stream
 from kagedb.models.segment import Gap, Mark, Output
 from postgres_server import PostgresServer
 from recordings import new_session, output
@@ -156,7 +156,7 @@ def test_a_fast_program_is_written_in_full_chunks_and_not_by_the_clock(session: 
             recorder.write(b"x" * 1365)
             time.sleep(0.1)
         recorder.flush()
-    sizes = [row.size for row in TranscriptChunk.select().order_by(TranscriptChunk.key)]
+        sizes = [row.size for row in TranscriptChunk.select().order_by(TranscriptChunk.key)]
     assert sizes[:3] == [16_384] * 3 and len(sizes) == 4
 
 
@@ -359,7 +359,7 @@ def test_a_commit_whose_answer_was_lost_is_not_written_twice(
     session: Session, storage: Storage, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(flusher, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(flusher, "SEQUENCES", 260)  # so that some of those commits begin a continuation
+    monkeypatch.setattr(stream, "SEQUENCES", 260)  # so that some of those commits begin a continuation
     plain = storage.database.commit_write
     unlucky = iter([False, True] * 1000)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import kagedb
 from kagedb import NotFound, Run, Session, StateError, StorageCorrupt, Transcript
 from kagedb.errors import ImmutableError, InvalidValue
-from kagedb.models import TranscriptChunk, flusher
+from kagedb.models import TranscriptChunk, stream
 from kagedb.models.segment import SEGMENT_BYTES, Event, Gap, Mark, Output, Resize
 from recordings import ANA, joined, new_session, output
 
@@ -39,8 +40,7 @@ def test_what_was_written_is_read_back_byte_for_byte(session: Session) -> None:
     transcript = stored(session, pieces)
     assert b"".join(transcript.raw()) == b"".join(pieces)
     assert b"".join(event.data for event in transcript.events() if isinstance(event, Output)) == b"".join(pieces)
-    usage = transcript.usage()
-    assert usage.output_bytes == sum(map(len, pieces)) and usage.chunks == -(-usage.output_bytes // 16_384)
+    assert transcript.usage().output_bytes == sum(map(len, pieces))
 
 
 def test_all_kinds_of_bytes_are_taken_and_a_buffer_may_be_used_again(session: Session) -> None:
@@ -184,7 +184,7 @@ def test_numbers_are_never_used_again(session: Session) -> None:
 
 
 def test_a_transcript_that_outgrows_its_keys_goes_on_in_a_continuation(session: Session, monkeypatch: Any) -> None:
-    monkeypatch.setattr(flusher, "SEQUENCES", 300)
+    monkeypatch.setattr(stream, "SEQUENCES", 300)
     events: list[Event] = [Output(0, b"begin\n"), Resize(0, 132, 43)]
     events += [Output(at_ms, f"{at_ms:09}\n".encode() * 160) for at_ms in range(16, 16 * 1600, 16)]
     transcript = Transcript.load(session, 80, 24, events)
@@ -261,6 +261,57 @@ def test_a_transcript_can_be_read_while_another_thread_records(session: Session)
     thread.join()
     assert sizes == sorted(sizes) and len(set(sizes)) > 2
     assert b"".join(recorder.transcript.raw()) == whole
+
+
+def rows_of(transcript: Transcript) -> list[int]:
+    query = TranscriptChunk.select(TranscriptChunk.place).order_by(TranscriptChunk.key)
+    return [
+        place
+        for (place,) in query.where(TranscriptChunk.key.between(transcript.first_key, transcript.end_key)).tuples()
+    ]
+
+
+def test_a_segment_that_is_complete_becomes_one_row_and_the_last_one_when_it_is_closed(session: Session) -> None:
+    recorder = Transcript.open(session, 80, 24)
+    line = b"a line that compresses well\r\n" * 1000
+    for _ in range(30):
+        recorder.write(line)
+        recorder.flush()
+    places = rows_of(recorder.transcript)
+    wholes = [place for place in places if place < 0]
+    assert len(wholes) == 30 * len(line) // SEGMENT_BYTES and all(place < -8 for place in wholes)
+    assert places[len(wholes) :] == list(range(len(places) - len(wholes)))
+    recorder.close()
+    assert rows_of(recorder.transcript) == [*wholes, -(len(places) - len(wholes))]
+    assert b"".join(recorder.transcript.raw()) == line * 30
+    assert recorder.transcript.usage().chunks == len(wholes) + 1
+
+
+def test_bytes_that_do_not_compress_are_not_written_twice(session: Session) -> None:
+    with Transcript.open(session, 80, 24) as recorder:
+        for _ in range(40):
+            recorder.write(os.urandom(16_384))
+            recorder.flush()
+    assert sorted(rows_of(recorder.transcript)) == sorted([*range(16), *range(16), *range(8)])
+
+
+def test_what_a_reader_began_is_not_disturbed_when_the_segment_becomes_one_row(session: Session) -> None:
+    pieces = output(6, 700_000)
+    recorder = Transcript.open(session, 80, 24)
+    readers: list[tuple[list[Any], Iterator[Any]]] = []
+    for number, piece in enumerate(pieces):
+        recorder.write(piece)
+        if number % 2000 == 1999:
+            recorder.flush()
+            for read in (recorder.transcript.raw, recorder.transcript.events):
+                begun = read()
+                readers.append((list(itertools.islice(begun, number // 1000)), begun))
+    recorder.close()
+    assert len(readers) >= 6 and all(found for found, _ in readers) and len(rows_of(recorder.transcript)) <= 3
+    for found, rest in readers:
+        found += rest
+        data = [event.data if isinstance(event, Output) else event for event in found]
+        assert b"".join(data) == b"".join(pieces)
 
 
 def test_a_chunk_is_never_changed(session: Session) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from kagedb.models.segment import (
     Resize,
     Unpacker,
     pack_gap,
+    pack_whole,
 )
 from recordings import joined, output
 
@@ -82,8 +84,17 @@ def unpack(packed: list[Packed], size: tuple[int, int] = (80, 24)) -> list[Event
     unpacker = Unpacker()
     unpacker.size = size
     return [
-        event for one in packed for event in unpacker.events(one.place, one.data, one.tick * TICK_MS, "of the test")
+        event for key, one in keyed(packed) for event in unpacker.events(key, one.place, one.data, one.tick * TICK_MS)
     ]
+
+
+def keyed(packed: list[Packed]) -> list[tuple[int, Packed]]:
+    """Each under the key that it is stored under: a whole segment has that of its last chunk."""
+    found, key = [], 999
+    for one in packed:
+        key += max(1, -one.place)
+        found.append((key, one))
+    return found
 
 
 @settings(deadline=None, max_examples=200)
@@ -91,15 +102,68 @@ def unpack(packed: list[Packed], size: tuple[int, int] = (80, 24)) -> list[Event
 def test_what_happened_comes_out_as_it_went_in(happenings: list[tuple[int, Any, bool]]) -> None:
     packed, events = pack(happenings)
     assert joined(unpack(packed)) == joined(events)
-    unpacker = Unpacker()
-    raw = b"".join(unpacker.output(one.place, one.data, "of the test") for one in packed)
+    raw = b"".join(outputs_of(packed))
     assert raw == b"".join(event.data for event in events if isinstance(event, Output))
     assert [one.size for one in packed] == [len(piece) for piece in outputs_of(packed)]
 
 
+def segments(packed: list[Packed]) -> list[list[Packed]]:
+    found: list[list[Packed]] = []
+    for one in packed:
+        if not one.place:
+            found.append([])
+        found[-1].append(one)
+    return found
+
+
+@settings(deadline=None, max_examples=200)
+@given(HAPPENINGS)
+def test_a_whole_segment_says_the_same_as_its_chunks(happenings: list[tuple[int, Any, bool]]) -> None:
+    packed, events = pack(happenings)
+    wholes = [pack_whole(segment) for segment in segments(packed)]
+    assert joined(unpack(wholes)) == joined(events)
+    assert b"".join(outputs_of(wholes)) == b"".join(outputs_of(packed))
+    assert [whole.size for whole in wholes] == [sum(one.size for one in segment) for segment in segments(packed)]
+
+
+@settings(deadline=None, max_examples=100)
+@given(HAPPENINGS, st.data())
+def test_a_segment_that_becomes_whole_under_a_reader_gives_nothing_twice_and_loses_nothing(
+    happenings: list[tuple[int, Any, bool]], data: st.DataObject
+) -> None:
+    packed, events = pack([*happenings, (1, b"the end", True)])
+    rows = keyed(packed)
+    read = data.draw(st.integers(0, len(rows)))
+    first = read
+    while first and (first == len(rows) or rows[first][1].place):
+        first -= 1
+    whole = pack_whole([one for _, one in rows[first:]])
+    for take in ("events", "output"):
+        unpacker = Unpacker()
+        unpacker.size = 80, 24
+        found: list[Any] = []
+        # What a reader sees whose next statement comes after the change: keys beyond the last one that it has read.
+        later = [(rows[-1][0], whole)] if read < len(rows) else []
+        for key, one in [*rows[:read], *later]:
+            arguments = (key, one.place, one.data)
+            if take == "events":
+                found += unpacker.events(*arguments, one.tick * TICK_MS)
+            else:
+                found.append(unpacker.output(*arguments))
+        if take == "events":
+            assert joined(found) == joined(events)
+        else:
+            assert b"".join(found) == b"".join(outputs_of(packed))
+
+
+def test_small_chunks_take_less_as_a_whole() -> None:
+    packed, _ = pack([(125, f"\x1b[1;1H{number} words\r\n".encode() * 30, True) for number in range(SEGMENT_CHUNKS)])
+    assert len(pack_whole(packed).data) < 0.8 * sum(len(one.data) for one in packed)
+
+
 def outputs_of(packed: list[Packed]) -> list[bytes]:
     unpacker = Unpacker()
-    return [unpacker.output(one.place, one.data, "of the test") for one in packed]
+    return [unpacker.output(key, one.place, one.data) for key, one in keyed(packed)]
 
 
 def test_a_segment_can_be_read_without_those_before_it_and_says_how_large_the_terminal_was() -> None:
@@ -142,7 +206,7 @@ def test_a_damaged_chunk_raises_storage_corrupt_or_nothing_and_never_hangs(seed:
         one = packed[victim]
         broken = [
             *packed[:victim],
-            Packed(one.tick, 80, 24, one.place, one.size, bytes(damaged)),
+            replace(one, data=bytes(damaged)),
             *packed[victim + 1 :],
         ]
         try:

@@ -52,7 +52,10 @@ def show(options: Options, mode: str | None, root: str, as_json: bool) -> None:
 @_mode_options
 @pass_options
 def install(options: Options, mode: str | None, root: str) -> None:
-    """Write the units, with the paths of this installation, and say how they are started."""
+    """Write the units, and say how they are started.
+
+    The paths in them are those of this installation and store.
+    """
     from ..operations import systemd as units
 
     files, chosen = _files(options, mode, root)

@@ -74,13 +74,11 @@ class PostgresReceiver(Receiver):
         self.engine.database.raw(f"TRUNCATE {', '.join(map(quoted, self.engine.tables()))}")
 
     def load(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-        makers = [_MAKERS.get(kind, str) for kind in table.kinds]
-        lines = [
-            "\t".join(["\\N" if value is None else make(value) for make, value in zip(makers, row, strict=True)])
-            for row in rows
-        ]
+        # By columns: what is done once for a column of many rows costs half of what it does value by value.
+        texts = [_MAKERS.get(kind, _plain)(column) for kind, column in zip(table.kinds, zip(*rows), strict=True)]
+        lines = "\n".join(map("\t".join, zip(*texts)))
         columns = ", ".join(map(quoted, table.columns))
-        text = io.BytesIO(("\n".join(lines) + "\n").encode())
+        text = io.BytesIO(f"{lines}\n".encode())
         cursor = self.engine.database.connection().cursor()
         cursor.copy_expert(f"COPY {quoted(table.name)} ({columns}) FROM STDIN", text, 1 << 16)
 
@@ -91,12 +89,27 @@ class PostgresReceiver(Receiver):
         return PostgresArchiver(self.engine)._errors()
 
 
-def _text(value: str) -> str:
-    return _SPECIAL.sub(lambda found: _ESCAPED[found[0]], value) if _SPECIAL.search(value) else value
+def _text(column: Sequence[str | None]) -> Sequence[str]:
+    if None in column:
+        return [_NULL if value is None else _text((value,))[0] for value in column]
+    # NUL is in no text of either engine.
+    whole = "\0".join(column)  # type: ignore[arg-type]
+    if not _SPECIAL.search(whole):
+        return column  # type: ignore[return-value]
+    return _SPECIAL.sub(lambda found: _ESCAPED[found[0]], whole).split("\0")
 
 
-_MAKERS: dict[str, Callable[[Any], str]] = {
-    TEXT: _text,
-    BLOB: lambda value: "\\\\x" + value.hex(),
-    BOOLEAN: lambda value: "t" if value else "f",
-}
+def _blob(column: Sequence[bytes | None]) -> Sequence[str]:
+    return [_NULL if value is None else "\\\\x" + value.hex() for value in column]
+
+
+def _boolean(column: Sequence[Any]) -> Sequence[str]:
+    return [_NULL if value is None else "t" if value else "f" for value in column]
+
+
+def _plain(column: Sequence[Any]) -> Sequence[str]:
+    return [_NULL if value is None else str(value) for value in column]
+
+
+_NULL = "\\N"
+_MAKERS: dict[str, Callable[[Sequence[Any]], Sequence[str]]] = {TEXT: _text, BLOB: _blob, BOOLEAN: _boolean}

@@ -78,7 +78,7 @@ class Rows:
         self._cursor = cursor
         self._database = database
         self.description = cursor.description
-        first = self._fetch(cursor.fetchone)
+        first = self._call(cursor.fetchone)
         self._ended = first is None
         self._ahead: deque[Any] = deque() if first is None else deque((first,))
 
@@ -94,7 +94,7 @@ class Rows:
     def fetchone(self) -> Any:
         if not self._ahead and not self._ended:
             with self._database.calls:
-                rows = self._fetch(lambda: self._cursor.fetchmany(ROWS_AHEAD))
+                rows = self._call(lambda: self._cursor.fetchmany(ROWS_AHEAD))
             self._ended = len(rows) < ROWS_AHEAD
             self._ahead.extend(rows)
         return self._ahead.popleft() if self._ahead else None
@@ -111,7 +111,7 @@ class Rows:
         if not self._ended:
             self._ended = True
             with self._database.calls:
-                rows += self._fetch(self._cursor.fetchall)
+                rows += self._call(self._cursor.fetchall)
         return rows
 
     def __iter__(self) -> Iterator[Any]:
@@ -125,11 +125,11 @@ class Rows:
         self._ended = True
         self._ahead.clear()
         with self._database.calls:
-            self._cursor.close()
+            self._call(self._cursor.close)
 
-    def _fetch(self, fetch: Callable[[], Any]) -> Any:
+    def _call(self, call: Callable[[], Any]) -> Any:
         try:
             with peewee.__exception_wrapper__:
-                return fetch()
+                return call()
         except peewee.PeeweeException as error:
             self._database.raise_translated(error)

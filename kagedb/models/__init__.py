@@ -9,7 +9,8 @@ from .project import Project, ProjectConfig
 from .prompt import Prompt, PromptLabel, PromptLabelMove, PromptVersion
 from .run import Run, RunNode
 from .session import Session
-from .transcript import Transcript, TranscriptChunk
+from .transcript import Transcript
+from .transcript_chunk import TranscriptChunk
 
 __all__ = [
     "AuditEvent",

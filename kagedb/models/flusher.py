@@ -1,7 +1,5 @@
 """The thread that writes what is being recorded into the store: a commit every two seconds for all terminals together,
-since commits are what wears a flash card.
-
-A `Stream` is what it knows of one recorder, the `Flusher` is one for a store.
+since commits are what wears a flash card. What it knows of each recorder is in stream.py.
 """
 
 from __future__ import annotations
@@ -10,16 +8,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from ..errors import KagedError, NotFound, StorageBusy, StorageError
+from ..errors import KagedError, StorageBusy, StorageError
 from ..identity import now_ms
-from .backlog import Backlog
 from .base import BoundStore
-from .segment import SEGMENT_CHUNKS, TICK_MS
-from .transcript import SEQUENCE_BITS, Transcript, TranscriptChunk
+from .stream import CLOSED, INHERITED, UNDONE, Saved, Stream, undone
+from .transcript import Transcript
 
 logger = logging.getLogger("kagedb")
 
@@ -29,92 +24,6 @@ RETRY_SECONDS = 2.0
 BUDGET_SHARE = 16
 """A session over its budget is cut back by at least this part of the budget, so that it is not looked at all the
 time."""
-
-SEQUENCES = 1 << SEQUENCE_BITS
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """Where a stream is once a transaction is committed."""
-
-    part: Transcript
-    sequence: int
-    """Of the next chunk."""
-    stored_bytes: int
-    begins_segment: bool
-
-
-class Stream:
-    """One recorder as the flusher sees it: what waits, where it goes, and whom to tell of trouble."""
-
-    def __init__(
-        self, transcript: Transcript, cut: Callable[[], None], on_error: Callable[[KagedError], Any] | None
-    ) -> None:
-        self.transcript = transcript
-        self.backlog = Backlog()
-        self.cut = cut
-        """Moves the chunk that is being filled into the backlog."""
-        self.due_at: float | None = None
-        """When the chunk that is being filled must be written, on the monotonic clock; None where there is none."""
-        self.filling = threading.Lock()
-        """Guards the chunk that is being filled; held for microseconds."""
-        self.refusal = ""
-        """Why nothing can be recorded any more, as the end of a sentence."""
-        self.part = transcript
-        """The last of the transcript and its continuations."""
-        self._on_error = on_error
-        self._sequence = 0
-        self._known = False
-        self._doubtful = False
-        self._told = False
-
-    def save(self) -> Saved | None:
-        """Insert the batch, in the caller's transaction. None where the transcript is not in the store."""
-        part, sequence = self.part, self._sequence
-        if not self._known and Transcript._by_id.one(key=part.id) is None:
-            return None
-        if self._doubtful:
-            # The commit that failed may have come through: a server can go away before it says so.
-            newest = part.parts()[-1]
-            last = TranscriptChunk._last.one(first=newest.first_key, before=newest.end_key)
-            if last is not None and last[0] >= part.first_key + sequence:
-                return Saved(newest, last[0] - newest.first_key + 1, 0, False)
-        self._doubtful = True
-        for packed in self.backlog.batch:
-            at = self.transcript.created_at + packed.tick * TICK_MS
-            if not packed.place and sequence + SEGMENT_CHUNKS > SEQUENCES:
-                # A segment is not split over two transcripts.
-                part, sequence = part._continue(packed.columns, packed.rows, at), 0
-            TranscriptChunk.insert_packed(part.first_key + sequence, at, packed)
-            sequence += 1
-        stored = sum(len(packed.data) for packed in self.backlog.batch)
-        return Saved(part, sequence, stored, any(not packed.place for packed in self.backlog.batch))
-
-    def saved(self, saved: Saved) -> None:
-        """What `save` gave is committed."""
-        self.part, self._sequence = saved.part, saved.sequence
-        self.backlog.batch.clear()
-        self._known = True
-        self._doubtful = self._told = False
-
-    def give_up(self, why: str) -> None:
-        """Take nothing more, and forget what is held."""
-        self.refusal = why
-        self.cut()
-        self.backlog.forget()
-
-    def tell(self, error: KagedError) -> None:
-        """Tell the owner what is wrong, once until it has been right again."""
-        if self._told:
-            return
-        self._told = True
-        if self._on_error is None:
-            logger.warning("%s: %s", self.transcript.ref, error)
-            return
-        try:
-            self._on_error(error)
-        except Exception:
-            logger.exception("the error hook of %s failed", self.transcript.ref)
 
 
 class Flusher:
@@ -256,6 +165,8 @@ class Flusher:
                     ready = [stream for stream in streams if stream.backlog.next_batch()]
                     more = any(stream.backlog.has_more() for stream in ready)
                     ending = streams if closing and not more else []
+                    for stream in {*ready, *ending}:
+                        stream.prepare(ending=stream in ending)
                     if ready or ending:
                         self._write_batches(ready, ending, durability, news)
         finally:
@@ -270,7 +181,7 @@ class Flusher:
         saved: dict[Stream, Saved] = {}
         try:
             with self.store.transaction(durability):
-                for stream in ready:
+                for stream in {*ready, *ending}:
                     result = stream.save()
                     if result is None:
                         stream.give_up(UNDONE)
@@ -280,8 +191,8 @@ class Flusher:
                         saved[stream] = result
                         self._keep_budget(stream.transcript.session_id, result, stored_bytes)
                 for stream in ending:
-                    part = saved[stream].part if stream in saved else stream.part
-                    Transcript._close.run(id=part.id, at=now_ms())
+                    if stream in saved:
+                        Transcript._close.run(id=saved[stream].part.id, at=now_ms())
         except KagedError as error:
             news.extend((stream, error) for stream in {*ready, *ending})
             raise
@@ -308,15 +219,6 @@ class Flusher:
             if stored > budget:
                 stored -= Transcript.drop_oldest(session, stored - budget + budget // BUDGET_SHARE)
             stored_bytes[session] = stored
-
-
-CLOSED = "is closed"
-INHERITED = "belongs to the process that opened it, not to its child"
-UNDONE = "records into nothing: the transaction that it was opened in was rolled back"
-
-
-def undone(transcript: Transcript) -> NotFound:
-    return NotFound(f"the recorder of {transcript.ref} {UNDONE}", "open it outside, or again")
 
 
 def _dropped(stream: Stream) -> StorageBusy:

@@ -11,8 +11,9 @@ from ..errors import InvalidValue, KagedError, LimitExceeded, StateError, Transa
 from ..fields import TITLE_CHARACTERS, check_text
 from .backlog import BATCH_BYTES
 from .base import bound_store
-from .flusher import CLOSED, UNDONE, Stream, flusher_of, undone
+from .flusher import flusher_of
 from .segment import CHUNK_BYTES, TICK_MS, Chunk, Event, Mark, Output, Resize
+from .stream import CLOSED, UNDONE, Stream, undone
 from .transcript import Transcript, check_size
 
 FLUSH_SECONDS = 2.0
@@ -145,11 +146,13 @@ class Recorder:
 
     def _resize(self, tick: int | None, columns: int, rows: int) -> None:
         with self._stream.filling:
+            self._require_open()
+            if (columns, rows) == (self._columns, self._rows):
+                return
             chunk = self._open_chunk(tick)
-            if (columns, rows) != (self._columns, self._rows):
-                self._columns, self._rows = columns, rows
-                chunk.resize(self._tick, columns, rows)
-                self._due_within(RESIZE_SECONDS)
+            self._columns, self._rows = columns, rows
+            chunk.resize(self._tick, columns, rows)
+            self._due_within(RESIZE_SECONDS)
 
     def _note(self, tick: int | None, add: Callable[[Chunk, int, Any], None], value: Any) -> None:
         with self._stream.filling:
@@ -163,8 +166,7 @@ class Recorder:
 
     def _open_chunk(self, tick: int | None) -> Chunk:
         """The chunk that is being filled, with the time moved on."""
-        if self._stream.refusal:
-            raise StateError(f"the recorder of {self.transcript.ref} {self._stream.refusal}", "open another one")
+        self._require_open()
         if tick is None:
             tick = int((time.monotonic() - self._began) * _TICKS_PER_SECOND)
         if tick > self._tick:
@@ -174,6 +176,10 @@ class Recorder:
             chunk = self._chunk = Chunk(self._tick, self._columns, self._rows)
             self._due_within(FLUSH_SECONDS)
         return chunk
+
+    def _require_open(self) -> None:
+        if self._stream.refusal:
+            raise StateError(f"the recorder of {self.transcript.ref} {self._stream.refusal}", "open another one")
 
     def _due_within(self, seconds: float) -> None:
         due_at = time.monotonic() + seconds

@@ -1,13 +1,14 @@
 """What happened on a terminal, and how it is packed: events, the chunks they are kept in, the segments chunks form.
 
 A segment is one raw deflate stream (RFC 1951) that is readable without the segments before it; a chunk is the piece of
-it that was written at once. Nothing here knows of tables or threads; the bytes are never interpreted.
+it that was written at once. Once it is complete it is packed again as one piece, since many small rows leave gaps in
+the pages of a database. Nothing here knows of tables or threads; the bytes are never interpreted.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import StorageCorrupt
@@ -87,6 +88,10 @@ class Chunk:
     def full(self) -> bool:
         return self.size >= CHUNK_BYTES or len(self._frames) >= CHUNK_BYTES
 
+    @property
+    def last_tick(self) -> int:
+        return max(self._tick, self._run_tick)
+
     def output(self, tick: int, data: bytes) -> None:
         """Add output: all of one tick becomes one event."""
         if tick != self._run_tick:
@@ -133,9 +138,14 @@ class Chunk:
 
 @dataclass(slots=True)
 class Packed:
-    """A chunk as it is stored. `place` is its position in its segment; 0 begins one."""
+    """A chunk as it is stored, or a whole segment.
+
+    `place` is its position in its segment, 0 for the one that begins it. That of a whole segment is negative: the
+    number of chunks that it was.
+    """
 
     tick: int
+    last_tick: int
     columns: int
     rows: int
     """The size of the terminal when it began."""
@@ -165,7 +175,7 @@ class Packer:
             self._deflate = zlib.compressobj(wbits=_RAW_DEFLATE)
         plain = chunk.plain(begins_segment=not self._place)
         data = self._deflate.compress(plain) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
-        packed = Packed(chunk.first_tick, chunk.columns, chunk.rows, self._place, chunk.size, data)
+        packed = Packed(chunk.first_tick, chunk.last_tick, chunk.columns, chunk.rows, self._place, chunk.size, data)
         self._place += 1
         self._size += chunk.size
         return packed
@@ -180,70 +190,108 @@ def pack_gap(tick: int, lost_bytes: int, columns: int, rows: int) -> Packed:
     return packed
 
 
+def pack_whole(chunks: Sequence[Packed]) -> Packed:
+    """A complete segment in one piece, with the same events."""
+    inflate = zlib.decompressobj(_RAW_DEFLATE)
+    outputs: list[bytes] = []
+    frames = bytearray()
+    last_tick = chunks[0].tick
+    for chunk in chunks:
+        plain = inflate.decompress(chunk.data)
+        size, start = _get(plain, 0)
+        outputs.append(plain[start : start + size])
+        # Its first frame counts from its first tick; in the whole from the last one of the chunk before.
+        head, rest = _get(plain, start + size)
+        _put(frames, head + ((chunk.tick - last_tick) << 2))
+        frames += plain[rest:]
+        last_tick = chunk.last_tick
+    whole = bytearray()
+    _put(whole, sum(map(len, outputs)))
+    deflate = zlib.compressobj(wbits=_RAW_DEFLATE)
+    data = deflate.compress(b"".join((whole, *outputs, frames))) + deflate.flush()
+    first = chunks[0]
+    return Packed(first.tick, last_tick, first.columns, first.rows, -len(chunks), sum(map(len, outputs)), data)
+
+
 class Unpacker:
-    """Unpacks chunks one after the other, beginning with one that begins a segment."""
+    """Unpacks chunks one after the other, by rising keys, beginning with one that begins a segment.
+
+    Where the chunks of a segment turn out to have been replaced by the whole of it meanwhile, what was read of it
+    already is left out. Raises StorageCorrupt where a chunk is damaged or missing.
+    """
 
     def __init__(self) -> None:
-        self._place = -1
         self.size: tuple[int, int] | None = None
         """Columns and rows of the terminal, as far as was read."""
+        self._key = self._place = -1
+        self._seen_bytes = self._seen_frames = 0
 
-    def output(self, place: int, data: bytes, name: object) -> bytes:
+    def output(self, key: int, place: int, data: bytes) -> bytes:
         """The output of a chunk alone: a tenth of the cost of its events."""
-        plain, end, start = self._plain(place, data, name)
-        return plain[start:end]
+        plain, end, start = self._plain(key, place, data)
+        seen, self._seen_bytes = self._seen_bytes if place < 0 else 0, self._seen_bytes + end - start
+        return plain[start + seen : end]
 
-    def events(self, place: int, data: bytes, at_ms: int, name: object) -> Iterator[Event]:
-        """The events of a chunk whose first is at `at_ms`. A size that the terminal has already is no event.
-
-        Raises StorageCorrupt, as `output` does.
-        """
-        plain, end, output = self._plain(place, data, name)
+    def events(self, key: int, place: int, data: bytes, at_ms: int) -> Iterator[Event]:
+        """The events of a chunk whose first is at `at_ms`. A size that the terminal has already is no event."""
+        plain, end, output = self._plain(key, place, data)
+        seen = self._seen_frames if place < 0 else 0
         position = end
         try:
             while position < len(plain):
                 head, position = _get(plain, position)
+                number, position = _get(plain, position)
                 at_ms += (head >> 2) * TICK_MS
                 kind = head & 3
-                number, position = _get(plain, position)
+                event: Event | None = None
                 if kind == _OUTPUT:
-                    yield Output(at_ms, plain[output : output + number])
+                    event = Output(at_ms, plain[output : output + number])
                     output += number
                 elif kind == _RESIZE:
                     rows, position = _get(plain, position)
                     if self.size != (number, rows):
-                        self.size = number, rows
-                        yield Resize(at_ms, number, rows)
+                        event = Resize(at_ms, number, rows)
                 elif kind == _MARK:
-                    yield Mark(at_ms, plain[position : position + number].decode())
+                    event = Mark(at_ms, plain[position : position + number].decode())
                     position += number
                 else:
-                    yield Gap(at_ms, number)
+                    event = Gap(at_ms, number)
+                if seen:
+                    seen -= 1
+                    continue
+                self._seen_frames += 1
+                if isinstance(event, Resize):
+                    self.size = event.columns, event.rows
+                if event is not None:
+                    yield event
         except (IndexError, UnicodeDecodeError):
-            raise _damaged(name) from None
+            raise _damaged(key) from None
         if output != end:
-            raise _damaged(name)
+            raise _damaged(key)
 
-    def _plain(self, place: int, data: bytes, name: object) -> tuple[bytes, int, int]:
+    def _plain(self, key: int, place: int, data: bytes) -> tuple[bytes, int, int]:
         """A chunk decompressed, where its output ends, and where it begins."""
-        if not place:
+        if place > 0:
+            if (key, place) != (self._key + 1, self._place + 1):
+                raise _damaged(key)
+        else:
             self._inflate = zlib.decompressobj(_RAW_DEFLATE)
-        elif place != self._place + 1:
-            raise _damaged(name)
-        self._place = place
+            if not (place < 0 and key + place < self._key <= key):
+                self._seen_bytes = self._seen_frames = 0
+        self._key, self._place = key, place if place >= 0 else -2
         try:
             plain = self._inflate.decompress(data)
             size, start = _get(plain, 0)
         except (zlib.error, IndexError):
-            raise _damaged(name) from None
+            raise _damaged(key) from None
         if start + size > len(plain):
-            raise _damaged(name)
+            raise _damaged(key)
         return plain, start + size, start
 
 
-def _damaged(name: object) -> StorageCorrupt:
+def _damaged(key: int) -> StorageCorrupt:
     return StorageCorrupt(
-        f"the transcript chunk {name} is damaged, or one before it is missing",
+        f"the transcript chunk {key} is damaged, or one before it is missing",
         "look at the whole store with: kaged check",
     )
 

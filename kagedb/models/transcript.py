@@ -1,6 +1,6 @@
 """Terminal transcripts: raw bytes as the terminal sent them, in chunks under one packed key, and the ways to read them.
 
-What is in a chunk is in segment.py, how one is written while a terminal runs in recorder.py.
+Their rows are in transcript_chunk.py, how they are written while a terminal runs in recorder.py.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import peewee
 
 # What is in a chunk is imported where it is read or written: most starts of a daemon need none of it.
 from ..errors import InvalidValue, KagedError, NotFound, StateError
-from ..fields import BlobField, IntegerField, MillisField
-from .base import Counter, Hot, Identified, Model, Parameter, bound_store
+from ..fields import IntegerField, MillisField
+from .base import Counter, Hot, Identified, Parameter, bound_store
 from .run import Run
 from .session import ENDED, Session
+from .transcript_chunk import PAGE_CHUNKS, SIZES_PAGE_CHUNKS, TranscriptChunk
 
 if TYPE_CHECKING:
     from .recorder import Recorder
-    from .segment import Event, Packed
+    from .segment import Event
 
 SEQUENCE_BITS = 24
 """Of the key: 16.7 million chunks are a year of one every two seconds; then a continuation takes over. 39 bits are left
@@ -28,12 +29,6 @@ for the numbers of transcripts."""
 
 TERMINAL_SIDE = range(1, 65_536)
 """Columns and rows a terminal can have (`struct winsize` of tty_ioctl(4))."""
-
-PAGE_CHUNKS = 64
-"""Chunks read by one statement: at most 1 MiB in memory, and no statement that lasts."""
-
-SIZES_PAGE_CHUNKS = 1_000
-"""The same where only their sizes are read."""
 
 TAIL_LINE_BYTES = 1024
 """What a line may take on average in a tail: a full-screen program ends few lines and would drag in all it drew."""
@@ -162,7 +157,7 @@ class Transcript(Identified):
         unpacker = Unpacker()
         unpacker.size = self.columns, self.rows
         for key, at, place, _, data in self._chunks(from_ms):
-            yield from unpacker.events(place, bytes(data), max(0, at - self.created_at), key)
+            yield from unpacker.events(key, place, bytes(data), max(0, at - self.created_at))
 
     def replay(self, from_ms: int = 0, speed: float = 1.0) -> Iterator[Event]:
         """`events`, each when its time has come: sleeps between them, `speed` times as fast as they happened.
@@ -184,7 +179,7 @@ class Transcript(Identified):
 
         unpacker = Unpacker()
         for key, _, place, _, data in self._chunks():
-            yield unpacker.output(place, bytes(data), key)
+            yield unpacker.output(key, place, bytes(data))
 
     def text(self) -> Iterator[str]:
         """The output as plain text, line by line; without emulation, see plain.py."""
@@ -250,10 +245,10 @@ class Transcript(Identified):
             before = part.end_key
             while (last := TranscriptChunk._last.one(first=part.first_key, before=before)) is not None:
                 key, place = last
-                before = key - place
+                before = key - max(0, place)
                 unpacker = Unpacker()
                 rows = TranscriptChunk._span.run(first=before, last=key).fetchall()
-                yield b"".join(unpacker.output(place, bytes(data), key) for key, place, data in rows)
+                yield b"".join(unpacker.output(key, place, bytes(data)) for key, place, data in rows)
 
     def _first(self) -> tuple[int, int] | None:
         found: tuple[int, int] | None = TranscriptChunk._seek.one(key=self.first_key, end=self.end_key)
@@ -274,7 +269,7 @@ class Transcript(Identified):
             else:
                 high = middle - 1
         found = TranscriptChunk._last.one(first=self.first_key, before=low + 1)
-        return low - found[1] if found is not None else low
+        return low - max(0, found[1]) if found is not None else low
 
     # The budget of a session.
 
@@ -304,7 +299,7 @@ class Transcript(Identified):
         segment_freed = segment_lost = 0  # of the one that is being looked at
         key = at = cut = cut_at = 0
         for next_key, place, next_at, size, length in self._sizes():
-            if not place and key:
+            if place <= 0 and key:
                 cut, cut_at = key, at
                 freed, lost = freed + segment_freed, lost + segment_lost
                 segment_freed = segment_lost = 0
@@ -342,92 +337,6 @@ class Transcript(Identified):
     def end_key(self) -> int:
         """The key after the last one that a chunk can have."""
         return int(self.number) + 1 << SEQUENCE_BITS
-
-
-class TranscriptChunk(Model):
-    """A piece of a recording; the key is number << 24 | sequence, so that a transcript lies in one place.
-
-    `at` is the time of its first event, `place` its position in its segment (0 begins one), `size` its bytes of output.
-    """
-
-    key = IntegerField(primary_key=True)
-    at = MillisField()
-    place = IntegerField()
-    size = IntegerField()
-    data = BlobField()
-
-    class Meta:
-        table_name = "transcript_chunk"
-
-    _page = Hot(lambda: TranscriptChunk._range().select(*TranscriptChunk._meta.sorted_fields).limit(PAGE_CHUNKS))
-    _sizes = Hot(
-        lambda: (
-            TranscriptChunk._range()
-            .select(
-                TranscriptChunk.key,
-                TranscriptChunk.place,
-                TranscriptChunk.at,
-                TranscriptChunk.size,
-                peewee.fn.LENGTH(TranscriptChunk.data),
-            )
-            .limit(SIZES_PAGE_CHUNKS)
-        )
-    )
-    _seek = Hot(
-        lambda: (
-            TranscriptChunk.select(TranscriptChunk.key, TranscriptChunk.at)
-            .where(
-                (TranscriptChunk.key >= Parameter("key", TranscriptChunk.key))
-                & (TranscriptChunk.key < Parameter("end", TranscriptChunk.key))
-            )
-            .order_by(TranscriptChunk.key)
-            .limit(1)
-        )
-    )
-    _last = Hot(
-        lambda: (
-            TranscriptChunk.select(TranscriptChunk.key, TranscriptChunk.place)
-            .where(
-                (TranscriptChunk.key >= Parameter("first", TranscriptChunk.key))
-                & (TranscriptChunk.key < Parameter("before", TranscriptChunk.key))
-            )
-            .order_by(TranscriptChunk.key.desc())
-            .limit(1)
-        )
-    )
-    _span = Hot(
-        lambda: (
-            TranscriptChunk.select(TranscriptChunk.key, TranscriptChunk.place, TranscriptChunk.data)
-            .where(TranscriptChunk._between())
-            .order_by(TranscriptChunk.key)
-        )
-    )
-    _delete = Hot(lambda: TranscriptChunk.delete().where(TranscriptChunk._between()))
-
-    @classmethod
-    def _range(cls) -> Any:
-        return (
-            cls.select()
-            .where((cls.key > Parameter("after", cls.key)) & (cls.key < Parameter("end", cls.key)))
-            .order_by(cls.key)
-        )
-
-    @classmethod
-    def _between(cls) -> Any:
-        return (cls.key >= Parameter("first", cls.key)) & (cls.key <= Parameter("last", cls.key))
-
-    @classmethod
-    def insert_packed(cls, key: int, at: int, packed: Packed) -> None:
-        cls._insert.run(key=key, at=at, place=packed.place, size=packed.size, data=packed.data)
-
-    @classmethod
-    def lost_bytes_of(cls, key: int) -> int:
-        """What is missing where a chunk that begins a segment is nothing but a gap; else 0."""
-        from .segment import Gap, Unpacker
-
-        rows = cls._span.run(first=key, last=key).fetchall()
-        events = (event for _, place, data in rows for event in Unpacker().events(place, bytes(data), 0, key))
-        return sum(event.lost_bytes for event in events if isinstance(event, Gap))
 
 
 class Usage(NamedTuple):

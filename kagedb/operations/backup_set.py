@@ -13,9 +13,9 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from .. import schema
 from ..engines.engine import Engine
@@ -334,10 +334,6 @@ def lock(directory: Path, patience_seconds: float = 0.0) -> Iterator[None]:
         yield
     finally:
         file.close()
-
-
-def as_json(one: Any) -> dict[str, Any]:
-    return asdict(one)
 
 
 def _private(path: str, flags: int) -> int:

@@ -44,10 +44,6 @@ class Examined:
     """The newest audit event: its number and hash in hex."""
     wrong: list[str] = field(default_factory=list)
 
-    @property
-    def rows(self) -> int:
-        return sum(facts.rows for facts in self.facts.values())
-
 
 Progress = Callable[[int, int], None]
 

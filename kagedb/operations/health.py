@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import schema
+from ..engines.archive import COPY
 from ..engines.engine import HISTORY_TABLE, Holder
-from ..errors import StorageForbidden, StorageFull
+from ..errors import SettingsError, StorageForbidden, StorageFull
 from ..storage import Storage, newest_ms
 from . import backup_set
 
@@ -109,6 +110,10 @@ def plan(storage: Storage) -> Plan:
     try:
         engine.require_space()
     except StorageFull as error:
+        obstacles.append(f"{error.message}: {error.hint}")
+    try:
+        engine.archiver().require_ready(COPY)
+    except SettingsError as error:
         obstacles.append(f"{error.message}: {error.hint}")
     there = _nearest(directory)
     size, free = engine.size_bytes(), shutil.disk_usage(there).free
