@@ -75,8 +75,10 @@ class PostgresReceiver(Receiver):
 
     def load(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
         # By columns: what is done once for a column of many rows costs half of what it does value by value.
-        texts = [_MAKERS.get(kind, _plain)(column) for kind, column in zip(table.kinds, zip(*rows), strict=True)]
-        lines = "\n".join(map("\t".join, zip(*texts)))
+        texts = [
+            _MAKERS.get(kind, _plain)(column) for kind, column in zip(table.kinds, zip(*rows, strict=True), strict=True)
+        ]
+        lines = "\n".join(map("\t".join, zip(*texts, strict=True)))
         columns = ", ".join(map(quoted, table.columns))
         text = io.BytesIO(f"{lines}\n".encode())
         cursor = self.engine.database.connection().cursor()

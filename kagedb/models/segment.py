@@ -7,6 +7,7 @@ the pages of a database. Nothing here knows of tables or threads; the bytes are 
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -265,15 +266,15 @@ class Unpacker:
                 if event is not None:
                     yield event
         except (IndexError, UnicodeDecodeError):
-            raise _damaged(key) from None
+            raise damaged(key) from None
         if output != end:
-            raise _damaged(key)
+            raise damaged(key)
 
     def _plain(self, key: int, place: int, data: bytes) -> tuple[bytes, int, int]:
         """A chunk decompressed, where its output ends, and where it begins."""
         if place > 0:
             if (key, place) != (self._key + 1, self._place + 1):
-                raise _damaged(key)
+                raise damaged(key)
         else:
             self._inflate = zlib.decompressobj(_RAW_DEFLATE)
             if not (place < 0 and key + place < self._key <= key):
@@ -283,13 +284,20 @@ class Unpacker:
             plain = self._inflate.decompress(data)
             size, start = _get(plain, 0)
         except (zlib.error, IndexError):
-            raise _damaged(key) from None
+            raise damaged(key) from None
         if start + size > len(plain):
-            raise _damaged(key)
+            raise damaged(key)
         return plain, start + size, start
 
 
-def _damaged(key: int) -> StorageCorrupt:
+def is_gap(data: bytes) -> bool:
+    """Whether a chunk that begins a segment is nothing but a gap."""
+    unpacker = Unpacker()
+    events = unpacker.events(0, 0, data, 0)
+    return [type(event) for event in itertools.islice(events, 2)] == [Resize, Gap]
+
+
+def damaged(key: int) -> StorageCorrupt:
     return StorageCorrupt(
         f"the transcript chunk {key} is damaged, or one before it is missing",
         "look at the whole store with: kaged check",

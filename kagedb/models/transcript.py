@@ -222,6 +222,8 @@ class Transcript(Identified):
         return Usage(chunks, output, stored, end)
 
     def _chunks(self, from_ms: int = 0) -> Iterator[tuple[int, int, int, int, bytes]]:
+        from .segment import damaged, is_gap
+
         parts = self.parts()
         key = 0
         if from_ms > 0:
@@ -229,13 +231,17 @@ class Transcript(Identified):
                 del parts[0]
             key = parts[0]._segment_at(self.created_at + from_ms)
         for part in parts:
-            after, end = max(key, part.first_key) - 1, part.end_key
+            expected = max(key, part.first_key)
             while True:
-                page = TranscriptChunk._page.run(after=after, end=end).fetchall()
-                yield from page
+                page = TranscriptChunk._page.run(after=expected - 1, end=part.end_key).fetchall()
+                for row in page:
+                    # A row that stands for several chunks may go over what was read of them; none may be left out.
+                    if row[0] - max(0, -row[2] - 1) > expected and (row[2] or not is_gap(bytes(row[4]))):
+                        raise damaged(row[0])
+                    expected = row[0] + 1
+                    yield row
                 if len(page) < PAGE_CHUNKS:
                     break
-                after = page[-1][0]
 
     def _segments_backwards(self) -> Iterator[bytes]:
         """The output of each segment, the newest first."""
