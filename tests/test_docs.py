@@ -325,6 +325,7 @@ FOR_THE_VERBS = {
     "AuditEvent.redact",
     "AuditSeal.close",
     "AuditSeal.close_all",
+    "AuditSeal.close_in_passing",
     "Project.require_active",
     "ProjectConfig.append",
     "ProjectConfig.newest",
@@ -332,10 +333,12 @@ FOR_THE_VERBS = {
     "PromptLabel.named",
     "PromptVersion.append",
     "RunNode.forest",
-    "Storage.check_seal_key",
+    "Storage.before_close",
     "Storage.notify",
     "Storage.seal_key_file",
     "Storage.seal_mac",
+    "Transcript.drop_oldest",
+    "Transcript.stored_bytes",
 }
 """What verbs and commands call in each other, and a daemon does not."""
 

@@ -312,10 +312,14 @@ def test_what_a_reader_began_is_not_disturbed_when_the_segment_becomes_one_row(
                 readers.append((list(itertools.islice(begun, number // 1000)), begun))
     recorder.close()
     assert len(readers) >= 6 and all(found for found, _ in readers) and len(rows_of(recorder.transcript)) <= 3
+    sizes = []
     for found, rest in readers:
         found += rest
-        data = [event.data if isinstance(event, Output) else event for event in found]
-        assert b"".join(data) == b"".join(pieces)
+        data = b"".join(event.data if isinstance(event, Output) else event for event in found)
+        # One that had come to the end of what there was then stops there.
+        assert b"".join(pieces).startswith(data)
+        sizes.append(len(data))
+    assert sizes.count(sum(map(len, pieces))) > len(sizes) // 2
 
 
 def test_a_chunk_is_never_changed(session: Session) -> None:

@@ -22,7 +22,7 @@ from .output import duration, show_json, show_record, size, visible
 @json_option
 @pass_options
 def copy(options: Options, to: str, dry_run: bool, as_json: bool) -> None:
-    """Copy this store to another place, on the same engine or the other one, and compare.
+    """Copy this store to another place or engine, and compare.
 
     The place must be missing or have a store without rows. Killed at any moment, it is as it was or has the whole
     store. The source may be in use: what is copied is its state at one moment. An audit event says so in both.

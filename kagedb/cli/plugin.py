@@ -12,7 +12,7 @@ from .output import limited, shortened, show_block, show_json, show_list, show_r
 
 @click.group
 def plugin() -> None:
-    """List and show plugins; look at their state, move it, and remove it."""
+    """List and show plugins, and look after their state."""
 
 
 @plugin.command("list")

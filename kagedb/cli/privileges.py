@@ -10,6 +10,7 @@ import os
 import pwd
 from typing import TYPE_CHECKING
 
+from ..engines import MODULES_IMPORTED_LATER as ENGINE_MODULES_IMPORTED_LATER
 from ..errors import StorageForbidden
 from ..settings import make_directory
 
@@ -25,10 +26,6 @@ _IMPORTED_LATER = (
     "encodings.unicode_escape",
     "json",
     "kagedb.audit_key",
-    "kagedb.engines.postgres_query",
-    "kagedb.engines.postgres_transfer",
-    "kagedb.engines.sqlite_query",
-    "kagedb.engines.sqlite_transfer",
     "kagedb.migrating",
     "kagedb.models.plain",
     "kagedb.models.segment",
@@ -149,7 +146,7 @@ def _import_what_is_needed(settings: Settings) -> str:
     from .. import schema
     from ..engines import open_engine
 
-    for name in _IMPORTED_LATER:
+    for name in (*_IMPORTED_LATER, *ENGINE_MODULES_IMPORTED_LATER):
         importlib.import_module(name)
     open_engine(settings, read_only=True).archiver()  # touches nothing, and has imported the engine and its driver
     schema.keep_scripts()

@@ -40,7 +40,7 @@ def query(
     form: str | None,
     limit: int,
 ) -> None:
-    """Answer one SQL statement that reads; - takes it from standard input.
+    """Answer one SQL statement that reads; - is standard input.
 
     It runs on the engine that the store is on, beside the daemon, and cannot change anything. VALUES are for each ? in
     the order of the query. Bytes are shown as hex digits; the table cuts long values off, JSON and CSV do not.

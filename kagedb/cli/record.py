@@ -21,7 +21,9 @@ from .output import Told
 @click.pass_context
 @pass_options
 def record(options: Options, ctx: click.Context, project: str | None, title: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND, or your shell, on a terminal of its own, and record what it shows as a session with one run.
+    """Run COMMAND, or your shell, on a terminal and record it.
+
+    What it shows becomes a session with one run.
 
     Keys are passed on and not recorded. Ends with the exit status of the command (128 + N where signal N ended it; 126
     and 127 where it cannot be started), or 1 where it is 0 but the output could not be stored whole.

@@ -36,7 +36,7 @@ class ClockType(click.ParamType):  # type: ignore[type-arg]
 
 @click.group
 def transcript() -> None:
-    """List, read, replay, export and import what was recorded of terminals."""
+    """List, read, replay, export and import recordings."""
 
 
 @transcript.command("list")

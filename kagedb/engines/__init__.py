@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from .archive import Reader
     from .engine import Engine
 
+MODULES_IMPORTED_LATER = tuple(
+    f"{__name__}.{name}" for name in ("postgres_query", "postgres_transfer", "sqlite_query", "sqlite_transfer")
+)
+"""What the engines import when it is needed, for whoever must import everything beforehand."""
+
 
 def open_engine(settings: Settings, *, read_only: bool = False) -> Engine:
     """The engine for `settings.url`; only its own module is imported."""

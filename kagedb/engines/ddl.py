@@ -1,7 +1,8 @@
 """Engine-specific DDL from one source: column types, STRICT, and the triggers that guard what may never change.
 
-Migration scripts write tables once, as SQL with `{ulid}`, `{integer}`, `{real}`, `{text}`, `{json}`, `{blob}`, `{boolean}` for
-the column types and `{strict}` after the closing bracket, and guards once, as a condition over NEW and OLD.
+Migration scripts write tables once, as SQL with `{ulid}`, `{integer}`, `{real}`, `{text}`, `{json}`, `{blob}`,
+`{boolean}` for the column types and `{strict}` after the closing bracket, and guards once, as a condition over NEW and
+OLD.
 """
 
 from __future__ import annotations

@@ -337,6 +337,7 @@ class Transcript(Identified):
 
     @property
     def first_key(self) -> int:
+        """The first key that a chunk can have."""
         return int(self.number) << SEQUENCE_BITS
 
     @property
