@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).parent.parent / "contrib" / "benchmarks"
 TABLES = {
     "append.py": 4,
     "audit.py": 4,
+    "backup.py": 1,
     "checkpoints.py": 3,
     "imports.py": 2,
     "pages.py": 4,

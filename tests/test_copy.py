@@ -315,7 +315,9 @@ def killed_at_random(url: str, target_engine: str, places: Places, times: int) -
     assert not kill_at(url, places.empty(target_engine), 100)
     whole = time.monotonic() - began
     killed = 0
-    for number in range(times):
+    for number in range(times * 4):
+        if number >= times and killed > times // 3:
+            break
         target = places.empty(target_engine) if number % 2 else places.migrated(target_engine)
         was_there = number % 2 == 0
         before = everything(target) if was_there else None
@@ -353,20 +355,21 @@ def test_killed_at_twenty_moments_the_target_is_as_it_was_or_whole(
     killed_at_random(filled_url, target_engine, places, 20)
 
 
-MEASURED = """
-import resource, sys
+MEASURED = r"""
+import re, sys
 from kagedb.cli import kaged
 kaged.main(sys.argv[1:], standalone_mode=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss: that begins with what the parent had when it forked.
+print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
 def test_memory_does_not_grow_with_the_store(filled_url: str, target_engine: str, places: Places) -> None:
-    """100 MB of chunks and blobs."""
+    """40 MB of chunks and blobs, beside some 40 MB that the program itself takes."""
     with kagedb.connect(url=filled_url) as storage, storage.transaction("relaxed"):
         database = storage.database
         insert = database.dialect("INSERT INTO transcript_chunk (key, at, place, size, data) VALUES (?, ?, ?, ?, ?)")
-        for number in range(6400):
+        for number in range(2600):
             key = (99 << 24) + number
             database.execute_sql(insert, (key, 1, number, 16384, random.randbytes(16384)))
     done = run_python(MEASURED, "--url", filled_url, "-q", "copy", "--to", places.empty(target_engine), timeout=120)

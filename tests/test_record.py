@@ -418,6 +418,17 @@ def test_it_says_which_project_it_needs(migrated_url: str) -> None:
         assert [session.project.name for session in Session.select()] == ["garden"]
 
 
+def test_on_a_new_store_the_hint_leads_to_a_recording(url: str) -> None:
+    assert run_kaged("--url", url, "init").returncode == 0
+    told = in_process("--url", url, "record", "true").stderr
+    assert "make one: kaged project add NAME" in told
+    assert in_process("--url", url, "project", "add", "house").stdout == "added the project house\n"
+    again = in_process("--url", url, "project", "add", "house")
+    assert again.exit_code == 1 and "there is a project 'house' already" in again.stderr
+    done = run_kaged("--url", url, "record", "echo", "hello")
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+
+
 def test_a_store_that_is_missing_is_told_before_the_command_runs(url: str, tmp_path: Path) -> None:
     result = in_process("--url", url, "record", "touch", str(tmp_path / "ran"))
     assert result.exit_code == 1 and not (tmp_path / "ran").exists()

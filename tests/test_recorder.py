@@ -70,13 +70,13 @@ def test_output_is_in_the_store_after_two_seconds_without_another_write(session:
     with Transcript.open(session, 80, 24) as recorder:
         recorder.write(b"prompt $ ")
         assert raw(recorder.transcript) == b""
-        assert 1.8 < wait_until(lambda: raw(recorder.transcript) == b"prompt $ ") < 2.6
+        assert 1.8 < wait_until(lambda: raw(recorder.transcript) == b"prompt $ ") < 4
 
 
 def test_a_full_chunk_is_in_the_store_at_once(session: Session) -> None:
     with Transcript.open(session, 80, 24) as recorder:
         recorder.write(b"x" * 20_000)
-        assert wait_until(lambda: raw(recorder.transcript)) < 1
+        assert wait_until(lambda: raw(recorder.transcript)) < 1.5
         assert raw(recorder.transcript) == b"x" * 16_384
 
 
@@ -168,7 +168,7 @@ def test_write_does_not_wait_for_the_store(session: Session, storage: Storage) -
                 began = time.monotonic()
                 recorder.write(piece)
                 slowest = max(slowest, time.monotonic() - began)
-        assert slowest < 0.25  # of a machine that does other things too; a wait would last as long as the transaction
+        assert slowest < 2  # on a machine that does other things too; who waited for the transaction would wait 5 s
         recorder.flush()
     assert raw(recorder.transcript) == b"".join(output(1, 500_000))
 

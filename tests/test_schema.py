@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,10 @@ def test_a_reader_of_an_old_store_sees_it_as_it_is_and_the_verbs_say_what_to_do(
             Project.by_id("house")
 
 
+def no_backup(engine: object, name: str) -> AbstractContextManager[Path]:
+    raise AssertionError(f"a backup before {name} of a current store")
+
+
 def test_a_current_store_costs_one_query(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = open_engine(load(url=migrated_url))
     seen: list[str] = []
@@ -116,7 +121,7 @@ def test_a_current_store_costs_one_query(migrated_url: str, monkeypatch: pytest.
                 return ask(sql, *arguments, **options)  # type: ignore[operator]
 
             monkeypatch.setattr(engine.database, name, counted)
-        standing, copy = schema.ensure(engine, migrate=True, actor=ACTOR)
+        standing, copy = schema.ensure(engine, migrate=True, actor=ACTOR, backup=no_backup)
     finally:
         engine.close()
     assert not standing.pending and copy is None

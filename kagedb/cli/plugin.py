@@ -140,7 +140,7 @@ def usage(options: Options, project: str, name: str, as_json: bool) -> None:
 @output_option
 @pass_options
 def export(options: Options, project: str, name: str, output: str) -> None:
-    """Write a plugin's whole state as lines of JSON, for load, into a store on either engine."""
+    """Write a plugin's whole state as lines of JSON, for `load`."""
     with options.reading():
         from ..models import Plugin, Project
 

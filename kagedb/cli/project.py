@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from .options import Options, json_option, limit_option, pass_options
-from .output import limited, show_block, show_json, show_list, show_record
+from .output import limited, show_block, show_json, show_list, show_record, visible
 
 
 @click.group
 def project() -> None:
-    """List and show projects."""
+    """List, show and add projects."""
 
 
 @project.command("list")
@@ -28,6 +28,22 @@ def list_projects(options: Options, limit: int, as_json: bool) -> None:
         query = Project.select(Project.name, Project.id, Project.created_at, Project.archived_at).order_by(Project.name)
         rows = limited(query, limit)
     show_list(rows, ["id", "created_at", "archived_at", "name"], options, as_json=as_json, limit=limit)
+
+
+@project.command
+@click.argument("name")
+@json_option
+@pass_options
+def add(options: Options, name: str, as_json: bool) -> None:
+    """Add a project. JSON: name, id."""
+    with options.writing():
+        from ..models import Project
+
+        added = Project.add(name, actor=f"operator:{options.operator}")
+    if as_json:
+        show_json({"name": added.name, "id": added.id})
+    else:
+        click.echo(f"added the project {visible(added.name)}")
 
 
 @project.command

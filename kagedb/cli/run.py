@@ -121,7 +121,10 @@ def show(options: Options, id: str, as_json: bool) -> None:
 @output_option
 @pass_options
 def attachment(options: Options, id: str, name: str, output: str) -> None:
-    """Write what was attached to a run under a name, every byte of it checked."""
+    """Write what was attached to a run under a name.
+
+    Every byte of it is checked.
+    """
     with options.reading():
         from ..models import Run
 

@@ -114,7 +114,10 @@ def show(options: Options, id: str, as_json: bool) -> None:
 @click.option("-n", "--lines", type=click.IntRange(min=1), default=TAIL_LINES, show_default=True, help="So many lines.")
 @pass_options
 def tail(options: Options, id: str, lines: int) -> None:
-    """Print the last lines of a transcript: as they were into a file or pipe, text and colours alone on a terminal."""
+    """Print the last lines of a transcript.
+
+    Into a file or pipe as they were, on a terminal the text and colours alone.
+    """
     with options.reading():
         from ..models import Transcript
         from ..models.plain import plain_text
@@ -186,7 +189,9 @@ def export(options: Options, id: str, form: str, output: str) -> None:
 @json_option
 @pass_options
 def import_file(options: Options, file: str, project: str | None, title: str, as_json: bool) -> None:
-    """Store a recording of asciinema (asciicast version 2 or 3) as a session with one run.
+    """Store a recording of asciinema as a session with one run.
+
+    asciicast of version 2 or 3 is read.
 
     JSON: id (of the transcript), session, skipped (event codes that were left out: how many), cut_off (whether the file
     ended within a line, which was left out).

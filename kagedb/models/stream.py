@@ -71,13 +71,13 @@ class Stream:
 
         Before the transaction: others wait for that.
         """
-        self._wholes, chunks = [], self._segment
+        self._wholes, chunks, stored = [], self._segment, bool(self._segment)
         for packed in self.backlog.batch:
             if not packed.place:
-                self._wholes.append(_whole(chunks, len(self._segment)))
-                chunks = []
+                self._wholes.append(_whole(chunks, stored))
+                chunks, stored = [], False
             chunks = [*chunks, packed]
-        self._wholes.append(_whole(chunks, len(self._segment)) if ending else None)
+        self._wholes.append(_whole(chunks, stored) if ending else None)
         self._segment_afterwards = chunks
 
     def save(self) -> Saved | None:
@@ -111,13 +111,10 @@ class Stream:
         self, part: Transcript, sequence: int, old: list[Packed], new: list[Packed], whole: Packed | None
     ) -> int:
         """Insert the new chunks of a segment, or the whole of it instead of the old ones. Gives the bytes more."""
-        end = part.first_key + sequence
+        end, gone = part.first_key + sequence, 0
         if whole is not None:
             TranscriptChunk._delete.run(first=end + whole.place, last=end - 1)
-            new = [whole]
-            gone = sum(len(packed.data) for packed in old)
-        else:
-            gone = 0
+            new, gone = [whole], sum(len(packed.data) for packed in old)
         for key, packed in enumerate(new, end - len(new)):
             TranscriptChunk.insert_packed(key, self.transcript.created_at + packed.tick * TICK_MS, packed)
         return sum(len(packed.data) for packed in new) - gone
@@ -150,8 +147,8 @@ class Stream:
             logger.exception("the error hook of %s failed", self.transcript.ref)
 
 
-def _whole(chunks: list[Packed], stored: int) -> Packed | None:
-    """The whole of a segment, the first chunks of which are in the store; None where that is not worth it."""
+def _whole(chunks: list[Packed], stored: bool) -> Packed | None:
+    """The whole of a segment; None where it is not worth to write that, when the first chunks are stored already."""
     if len(chunks) < 2 or (stored and sum(len(chunk.data) for chunk in chunks) >= FILLING_BYTES * len(chunks)):
         return None
     return pack_whole(chunks)
