@@ -16,6 +16,7 @@ from kagedb.audit_key import KeyFile, SealKey, parse_keys
 from kagedb.errors import ImmutableError, InvalidValue, NotFound, StateError, StorageBusy, StorageError
 from kagedb.identity import now_ms
 from kagedb.models import AuditEvent, AuditSeal
+from kagedb.models import audit as audit_model
 from kagedb.operations.audit import Anchor, export, new_key, prune, redact, verify
 from kagedb.storage import Storage
 
@@ -82,23 +83,27 @@ class TestTheKey:
         "damage", ["", "{}", "garbage", '{"seal": 1, "key": "00"}', '{"seal": 0, "key": "%s"}' % ("00" * 32)]
     )
     def test_that_is_damaged_stops_sealing_but_not_recording(
-        self, storage: Storage, damage: str, caplog: pytest.LogCaptureFixture
+        self, storage: Storage, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(audit_model, "SEAL_EVENTS", 10)
         file = storage.seal_key_file()
         file.make(1, replace=False)
         file.path.write_text(damage)
         with caplog.at_level(logging.ERROR, logger="kagedb"):
-            fill(storage, 1_001)
+            fill(storage, 11)
         assert AuditSeal.select().count() == 0
-        assert "is not sealed up to 1000" in caplog.text
+        assert "is not sealed up to 10:" in caplog.text
         with pytest.raises(StorageError, match="damaged"):
             AuditSeal.close_all()
 
-    def test_that_is_gone_stops_sealing_until_there_is_a_new_one(self, storage: Storage) -> None:
+    def test_that_is_gone_stops_sealing_until_there_is_a_new_one(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(audit_model, "SEAL_EVENTS", 20)
         first = new_key(storage, replace=False, actor=ANA)
         fill(storage, 10, seal_every=5)
         storage.seal_key_file().path.unlink()
-        fill(storage, 1_001)
+        fill(storage, 21)
         assert AuditSeal.select().order_by(AuditSeal.n.desc()).get().last_seq == 10
         with pytest.raises(StorageError, match="made with a key"):
             AuditSeal.close_all()
