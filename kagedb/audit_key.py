@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import InvalidValue, StateError, StorageError
-from .settings import make_directory
+from .settings import make_directory, sync_directory
 
 KEY_BYTES = 32
 _STEP = b"kaged.audit.key.1"
@@ -128,17 +128,10 @@ class KeyFile:
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, self.path)
-        self._sync()
+        sync_directory(self.path.parent)
 
     def _locked(self) -> _Locked:
         return _Locked(self.path.parent)
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class _Locked:

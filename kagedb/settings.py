@@ -409,7 +409,7 @@ def make_directory(path: str | os.PathLike[str]) -> bool:
                     raise
             else:
                 os.chmod(level, DIRECTORY_MODE)  # the umask may have taken the owner's bits
-            _sync_directory(os.path.dirname(level))
+            sync_directory(os.path.dirname(level))
         except OSError as error:
             raise _unreachable(level, "made", error) from error
     return bool(missing)
@@ -430,9 +430,9 @@ def _is_directory(path: str) -> bool:
     return True
 
 
-def _sync_directory(path: str) -> None:
-    """A new entry is lost at a power cut until its directory is synced."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make new entries and renames inside a directory durable: a power cut loses them until it is synced (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,11 +16,10 @@ from ..errors import EXIT_DAMAGED
 from . import privileges
 from .options import Options, json_option, pass_options
 from .output import Row, duration, show_json, show_record, show_table, size, visible
+from .progress import Tell, end_tidily, progress_bars
 
 if TYPE_CHECKING:
     from ..operations.backup_set import BackupSet
-
-Tell = Callable[[str, int, int], None]
 
 _STANDARD = "-"
 
@@ -68,7 +66,7 @@ def backup(
     """
     if as_json and output == _STANDARD:
         raise click.UsageError("--json and --output - both want the standard output")
-    _end_tidily()
+    end_tidily()
     with options.reading(any_schema=True, scripts=True, snapshot=False) as storage:
         from ..operations import backup as backups
         from ..operations import packing
@@ -81,7 +79,7 @@ def backup(
             raise click.UsageError("--keep and --keep-days are for sets in a directory")
         if output is not None and not one_file:
             directory = Path(os.path.abspath(output))
-        with _bars(options) as tell:
+        with progress_bars(options) as tell:
             plan = backups.Plan(
                 form=form,
                 compression=compress or "",
@@ -164,13 +162,13 @@ def verify(ctx: click.Context, options: Options, set: str | None, every: bool, a
     """
     if every and set is not None:
         raise click.UsageError("SET and --all contradict each other")
-    _end_tidily()
+    end_tidily()
     privileges.become_owner(options.settings)
     from ..operations import backup_set, verifying
 
     directory = Path(options.settings.backup_directory)
     verdicts = []
-    with _bars(options) as tell, _named(directory, set) as one:
+    with progress_bars(options) as tell, _named(directory, set) as one:
         sets = [one] if one is not None else backup_set.sets_in(directory)
         for each in sets if every else sets[-1:]:
             told = None if tell is None else _labelled(tell, f"verifying {each.name}")
@@ -207,13 +205,13 @@ def restore(options: Options, set: str | None, latest: bool, to: str | None, as_
 
     if latest == (set is not None):
         raise click.UsageError("give SET, or --latest")
-    _end_tidily()
+    end_tidily()
     settings = options.settings if to is None else load(url=to, mode=options.mode, config=options.config)
     directory = Path(options.settings.backup_directory)
     privileges.become_owner(settings, scripts=True)
     from ..operations import restore as restoring
 
-    with _bars(options) as tell, _named(directory, set) as one:
+    with progress_bars(options) as tell, _named(directory, set) as one:
         done = restoring.restore(settings, one, sets=directory, actor=f"operator:{options.operator}", progress=tell)
     if as_json:
         show_json(asdict(done))
@@ -249,32 +247,5 @@ def _named(directory: Path, text: str | None) -> Iterator[BackupSet | None]:
         yield backup_set.named(directory, os.fspath(found))
 
 
-def _end_tidily() -> None:
-    """SIGTERM, with which systemd stops a unit, undoes what is begun as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 def _labelled(tell: Tell, label: str) -> Callable[[int, int], None]:
     return lambda done, whole: tell(label, done, whole)
-
-
-@contextmanager
-def _bars(options: Options) -> Iterator[Tell | None]:
-    """A progress bar for each thing that is done, where somebody watches."""
-    if options.quiet or not sys.stderr.isatty():
-        yield None
-        return
-    bars: dict[str, Any] = {}
-
-    def tell(what: str, done: int, whole: int) -> None:
-        if what not in bars:
-            for bar in bars.values():
-                bar.render_finish()
-            bars[what] = click.progressbar(length=max(whole, 1), label=what, file=sys.stderr)
-        bars[what].update(max(0, done - bars[what].pos))
-
-    try:
-        yield tell
-    finally:
-        for bar in bars.values():
-            bar.render_finish()

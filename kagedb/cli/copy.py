@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +10,7 @@ import click
 
 from .options import Options, json_option, pass_options
 from .output import duration, show_json, show_record, size, visible
+from .progress import end_tidily, progress_bars
 
 
 @click.command
@@ -32,10 +29,10 @@ def copy(options: Options, to: str, dry_run: bool, as_json: bool) -> None:
     """
     from ..settings import load
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # undo what is begun, as for Ctrl-C
+    end_tidily()
     settings = load(url=to, mode=options.mode, config=options.config)
     began = time.monotonic()
-    with options.reading() if dry_run else options.writing() as storage, _bar(options) as tell:
+    with options.reading() if dry_run else options.writing() as storage, progress_bars(options, rows=True) as tell:
         from ..operations import transfer
 
         done = transfer.copy(storage, settings, actor=f"operator:{options.operator}", dry_run=dry_run, progress=tell)
@@ -62,29 +59,3 @@ def copy(options: Options, to: str, dry_run: bool, as_json: bool) -> None:
         options.note(f"written to the source after the copy's moment, and not in it: {changes}")
     for note in done.notes:
         options.note(visible(note))
-
-
-@contextmanager
-def _bar(options: Options) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Rows, and rows a second, where somebody watches."""
-    if options.quiet or not sys.stderr.isatty():
-        yield None
-        return
-    bars: dict[str, tuple[Any, float]] = {}
-
-    def tell(what: str, done: int, whole: int) -> None:
-        if what not in bars:
-            for shown, _ in bars.values():
-                shown.render_finish()
-            bars[what] = (
-                click.progressbar(length=max(whole, 1), label=what, file=sys.stderr, show_pos=True, item_show_func=str),
-                time.monotonic(),
-            )
-        bar, began = bars[what]
-        bar.update(max(0, done - bar.pos), f"{done / max(0.001, time.monotonic() - began):,.0f} rows/s")
-
-    try:
-        yield tell
-    finally:
-        for shown, _ in bars.values():
-            shown.render_finish()

@@ -70,15 +70,6 @@ def make_private_file(path: Path) -> bool:
     return True
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames inside `directory` durable (fsync(2) on the directory)."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_file(path: Path) -> None:
     """Make a file's bytes durable. Not for a database file that this process has open through SQLite."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -27,7 +27,7 @@ from ..errors import (
     StorageNotFound,
 )
 from ..fields import Limits
-from ..settings import Settings, require_parent
+from ..settings import Settings, require_parent, sync_directory
 from . import forks, sqlite_catalogue, sqlite_forks
 from .ddl import SqliteDDL
 from .engine import Figures
@@ -36,7 +36,6 @@ from .places import (
     make_private_file,
     refuse_foreign,
     refuse_network_file_system,
-    sync_directory,
     sync_file,
     writable,
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StorageBusy, StorageCorrupt, StorageError, StorageFull
-from ..settings import require_parent
+from ..settings import require_parent, sync_directory
 from .archive import COPY, FIRST_OF_HISTORY, Archiver, Contents, Pace, Present, Reader, Table
 from .locks import LockFile, WriterTurn
 from .places import (
@@ -25,7 +25,6 @@ from .places import (
     refuse_foreign,
     refuse_network_file_system,
     room_is_out,
-    sync_directory,
     sync_file,
 )
 from .sqlite_contents import CACHE_KIB, SqliteContents, quoted, sqlite3, translated

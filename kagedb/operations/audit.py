@@ -16,7 +16,7 @@ from typing import Any
 
 from ..audit_key import SealKey
 from ..errors import InvalidValue, StateError, StorageError
-from ..identity import clock_is_behind
+from ..identity import clock_is_behind, now_ms
 from ..models.audit import GENESIS, AuditEvent, AuditSeal, hash_body, hash_event, seal_message
 from ..models.base import check_actor
 from ..storage import Storage
@@ -420,8 +420,9 @@ def prune(
             subject=f"audit_seal:{found.seal}",
             body={"seal": found.seal, "seq": found.last_seq, "hash": head.hex(), "events": found.events},
         )
-        now = int(time.time() * 1000)
-        AuditSeal.update(pruned_at=now).where((AuditSeal.n <= found.seal) & AuditSeal.pruned_at.is_null()).execute()
+        AuditSeal.update(pruned_at=now_ms()).where(
+            (AuditSeal.n <= found.seal) & AuditSeal.pruned_at.is_null()
+        ).execute()
     _delete_pruned(storage, progress)
     return found
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from .. import __version__, schema
 from ..engines.archive import COPY, Contents, Pace
 from ..engines.engine import HISTORY_TABLE, STARTER_WAIT_SECONDS, Engine
-from ..engines.places import sync_directory, sync_file
+from ..engines.places import sync_file
 from ..errors import StorageCorrupt, StorageError, StorageForbidden, StorageFull
 from ..identity import now_ms
-from ..settings import make_directory
+from ..settings import make_directory, sync_directory
 from . import backup_set, packing, scratch, verifying
 from .backup_set import BackupSet, Manifest
 from .digests import Examined, Progress, counts, digests, examine

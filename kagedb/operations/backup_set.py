@@ -20,9 +20,9 @@ from typing import Self
 from .. import schema
 from ..engines.engine import Engine
 from ..engines.locks import LockFile
-from ..engines.places import sync_directory
 from ..errors import InvalidValue, NotFound, StorageBusy, StorageCorrupt, StorageError, StorageForbidden
 from ..identity import now_ms
+from ..settings import sync_directory
 from . import digests
 from .digests import Facts
 

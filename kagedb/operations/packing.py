@@ -11,8 +11,9 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from ..engines.places import make_private_file, sync_directory
+from ..engines.places import make_private_file
 from ..errors import InvalidValue, SettingsError, StorageCorrupt, StorageError, StorageFull
+from ..settings import sync_directory
 
 GZIP, ZSTD = "gzip", "zstd"
 SUFFIXES = {GZIP: ".gz", ZSTD: ".zst"}

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from ..engines.places import sync_directory
 from ..errors import SettingsError, StorageError, StorageForbidden
-from ..settings import Settings
+from ..settings import Settings, sync_directory
 
 PLACEHOLDER = "/usr/bin/kaged"
 """What stands in contrib/systemd where this installation's program belongs."""
