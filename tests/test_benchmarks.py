@@ -16,6 +16,7 @@ TABLES = {
     "audit.py": 4,
     "backup.py": 1,
     "checkpoints.py": 3,
+    "engines.py": 6,
     "imports.py": 2,
     "pages.py": 4,
     "plugin_state.py": 1,
