@@ -34,6 +34,10 @@ DIFFERENCES_SHOWN = 6
 """Lines of a catalogue difference in an error: enough to see what kind of thing happened."""
 
 
+DIFFERENCE_CHARACTERS = 500
+"""Of one of them: most conditions of triggers are shorter, and what a view says is longer than anybody reads."""
+
+
 class Script(NamedTuple):
     """A migration script: its name (`0001_initial`), file, and the SHA-256 of its text in hex."""
 
@@ -233,7 +237,8 @@ def drift(engine: Engine, name: str = "") -> list[str]:
     found = engine.catalogue()
     known = known_catalogue(engine, name or scripts()[-1].name)
     missing, extra = sorted(set(known) - set(found)), sorted(set(found) - set(known))
-    return [f"missing: {line}" for line in missing] + [f"unknown: {line}" for line in extra]
+    told = [f"missing: {line}" for line in missing] + [f"unknown: {line}" for line in extra]
+    return [line if len(line) <= DIFFERENCE_CHARACTERS else f"{line[:DIFFERENCE_CHARACTERS]} ..." for line in told]
 
 
 def fingerprint(lines: list[str]) -> str:

@@ -148,6 +148,71 @@ class Settings:
         "bytes",
         "what the transcripts of a session may take in the store, compressed; beyond it the oldest output is dropped",
     )
+    retention_transcripts_days = Number(
+        "retention.transcripts_days", 90, range(36_501), "days", "how long a closed transcript is kept; 0 for ever"
+    )
+    retention_transcripts_mib = Number(
+        "retention.transcripts_mib",
+        2048,
+        range(1024 * _MIB + 1),
+        "MiB",
+        "what all transcripts may take, compressed: beyond it the oldest closed ones go; 0 sets no limit",
+    )
+    retention_runs_days = Number(
+        "retention.runs_days",
+        180,
+        range(36_501),
+        "days",
+        "how long input, output and attachments of a finished run are kept; 0 for ever",
+    )
+    retention_runs_mib = Number(
+        "retention.runs_mib",
+        2048,
+        range(1024 * _MIB + 1),
+        "MiB",
+        "what inputs, outputs and attachments may take: beyond it the oldest runs are emptied; 0 sets no limit",
+    )
+    retention_checkpoints_days = Number(
+        "retention.checkpoints_days", 30, range(36_501), "days", "how long a checkpoint is kept; 0 for ever"
+    )
+    retention_checkpoints_mib = Number(
+        "retention.checkpoints_mib",
+        1024,
+        range(1024 * _MIB + 1),
+        "MiB",
+        "what the states of checkpoints may take: beyond it the oldest go; 0 sets no limit",
+    )
+    retention_checkpoints_keep = Number(
+        "retention.checkpoints_keep",
+        20,
+        range(1_000_001),
+        "checkpoints",
+        "how many of a session's newest checkpoints stay, whatever their age and size",
+    )
+    retention_sessions_days = Number(
+        "retention.sessions_days",
+        365,
+        range(36_501),
+        "days",
+        "how long an ended session is kept with its runs, transcripts and checkpoints; 0 for ever",
+    )
+    retention_sessions_mib = Number(
+        "retention.sessions_mib",
+        0,
+        range(1024 * _MIB + 1),
+        "MiB",
+        "what runs and transcripts of all sessions may take: beyond it the oldest ended sessions go; 0 sets no limit",
+    )
+    retention_audit_days = Number(
+        "retention.audit_days", 0, range(36_501), "days", "how long sealed audit events are kept; 0 for ever"
+    )
+    retention_audit_mib = Number(
+        "retention.audit_mib",
+        0,
+        range(1024 * _MIB + 1),
+        "MiB",
+        "what the bodies of audit events may take: beyond it the oldest sealed ones go; 0 sets no limit",
+    )
     backup_directory = _BackupDirectory(
         "backup.directory", None, "an absolute path", "where backup sets are kept", '"/path/to/backups"'
     )
@@ -199,6 +264,10 @@ class Settings:
 
     def __repr__(self) -> str:
         return f"Settings(mode={self.mode!r}, config_file={self._config!r})"
+
+    def at(self, url: StorageURL) -> Settings:
+        """The same settings for a store at another place."""
+        return Settings(self.mode, self._config, url, self.values, self._origins, self._variables)
 
     @cached_property
     def home(self) -> Path:

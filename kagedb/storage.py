@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from . import schema
 from .engines import open_engine
 from .engines.engine import Engine
-from .errors import SchemaTooOld, SettingsError, StorageError, TransactionError
-from .identity import raise_floor, ulid_ms
+from .errors import SchemaTooOld, SettingsError, StorageCorrupt, StorageError, TransactionError
+from .identity import is_ulid, raise_floor, ulid_ms
 from .models import Model
 from .models.base import Identified, bind
 from .settings import Settings, load
@@ -259,6 +259,13 @@ def newest_ms(engine: Engine, among: Collection[str] | None = None) -> int:
     except Exception as error:
         # Damage shows only when a row is fetched, past what translates a statement's errors.
         raise engine.database.translate(error) from error
+    odd = [id for id in ids if not is_ulid(id)] + [last for last in (last or ())[:1] if not isinstance(last, int)]
+    if odd:
+        # All that is made from now on would be made above it.
+        raise StorageCorrupt(
+            f"{engine.place} is damaged: the newest id or time of a table is {str(odd[0])[:60]!r}",
+            "keep it as it is, and restore a backup: kaged restore --latest",
+        )
     return max([last[0] if last else 0, *(ulid_ms(id) for id in ids)])
 
 

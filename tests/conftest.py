@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# Without bytecode each of the thousand programs that the tests start would compile kagedb anew, which was up to a third
+# of its time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 SQLITE_LIBRARY = Path(__file__).parent / "sqlite_library"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SQLITE_LIBRARY), os.environ.get("PYTHONPATH")]))
 runpy.run_path(str(SQLITE_LIBRARY / "sitecustomize.py"))  # before anything imports peewee, which chooses when imported
@@ -108,7 +113,8 @@ def postgres_server() -> Iterator[DatabaseServer]:
 
 @pytest.fixture(scope="session")
 def _second_server() -> Iterator[PostgresServer]:
-    with PostgresServer(find_bin()) as server:
+    with PostgresServer(find_bin()) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(find_bin()), prepend=os.pathsep)
         yield server
 
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kagedb.engines import open_engine
 from kagedb.models import Model
+from kagedb.operations.digests import digests
+from kagedb.settings import load
 
 if TYPE_CHECKING:
     from kagedb.storage import Storage
+
+
+def digests_at(url: str) -> dict[str, tuple[int, str]]:
+    """Rows and digest of each table of the store at `url`, the history and the tables of plugins included."""
+    engine = open_engine(load(url=url), read_only=True)
+    engine.open(create=False)
+    try:
+        with engine.reading() as found:
+            return {name: (facts.rows, facts.digest) for name, facts in digests(found).facts.items()}
+    finally:
+        engine.close()
 
 
 def contents(storage: Storage) -> dict[str, list[tuple[Any, ...]]]:

@@ -27,11 +27,15 @@ class Places:
 
     def migrated(self, engine: str) -> str:
         """Where a store with this version's schema and no rows is; nobody has it open."""
+        return self.copy(engine, self._request.getfixturevalue(f"{engine}_template"))
+
+    def copy(self, engine: str, template: Path | str) -> str:
+        """A copy of a store that nobody has open: the path of its file, or the name of its database."""
         if engine == "sqlite":
             path = self._new_path()
-            shutil.copy(self._request.getfixturevalue("sqlite_template"), path)
+            shutil.copy(template, path)
             return sqlite_url(path)
-        return self._new_database(self._request.getfixturevalue("postgres_template"))
+        return self._new_database(str(template))
 
     def clear(self) -> None:
         while self._databases:

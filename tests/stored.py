@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import kagedb
-from kagedb import AuditEvent, Plugin, Project, Prompt, Run, Session
+from kagedb import AuditEvent, AuditSeal, Checkpoint, Plugin, Project, Prompt, Run, Session, Transcript
+from kagedb.operations import audit
 
 ACTOR = "operator:ana"
 
@@ -29,6 +30,26 @@ def fill(url: str, name: str = "house", events: int = 20) -> None:
         with storage.transaction():
             for number in range(events):
                 AuditEvent.record("policy.decision", actor="agent:planner", subject=run, body={"number": number})
+
+
+def fill_fully(url: str) -> None:
+    """Every table has rows; the audit log is sealed, pruned and redacted."""
+    fill(url, events=30)
+    with kagedb.connect(url=url) as storage:
+        session = Session.select().get()
+        run = Run.dispatch(session, agent="planner", input={"texts": ["tab\t", "back\\slash", "\n\r", "\\N"]})
+        with Transcript.open(session, columns=80, rows=24) as recorder:
+            recorder.write(bytes(range(256)) * 300)
+        checkpoint = Checkpoint.pause(
+            run, {"list": list(range(500)), "text": "x" * 5000}, label="before", reason="test"
+        )
+        checkpoint.rollback(actor=ACTOR)
+        AuditSeal.close_all()
+        with storage.transaction():
+            for number in range(30):
+                AuditEvent.record("policy.decision", actor="agent:planner", subject=run, body={"number": number})
+        AuditSeal.close_all()
+        audit.redact(storage, 40, actor=ACTOR, reason="a name")
 
 
 def add_more(count: int = 1) -> None:

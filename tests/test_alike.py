@@ -446,7 +446,7 @@ def compare(pair: Pair, examples: int, steps_each: int) -> None:
 
 
 def test_both_engines_answer_alike(pair: Pair) -> None:
-    compare(pair, examples=30, steps_each=50)
+    compare(pair, examples=20, steps_each=50)
 
 
 @pytest.mark.slow

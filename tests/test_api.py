@@ -42,6 +42,7 @@ MAY_NAME_ENGINES = {
     "config.py": "an example of a section of the config file",
     "cli/__init__.py": "the help of --url",
     "cli/copy.py": "the help of --to",
+    "cli/salvage.py": "the help of --to",
 }
 """What speaks of an engine by name without asking which one it is."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from audit_attacks import fill
 from kagedb.errors import ImmutableError, InvalidValue, KagedError
 from kagedb.models import AuditEvent, AuditSeal
-from kagedb.operations.audit import verify
+from kagedb.operations.audit_verify import verify
 from kagedb.storage import Storage
 
 ROUTES = {

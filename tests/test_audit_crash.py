@@ -10,7 +10,7 @@ import pytest
 
 import kagedb
 from kagedb.models import AuditEvent
-from kagedb.operations.audit import verify
+from kagedb.operations.audit_verify import verify
 from programs import kill, start_python, wait_for_line
 
 APPENDER = """

@@ -17,7 +17,8 @@ from kagedb.errors import ImmutableError, InvalidValue, NotFound, StateError, St
 from kagedb.identity import now_ms
 from kagedb.models import AuditEvent, AuditSeal
 from kagedb.models import audit as audit_model
-from kagedb.operations.audit import Anchor, export, new_key, prune, redact, verify
+from kagedb.operations.audit import export, new_key, prune, redact
+from kagedb.operations.audit_verify import Anchor, verify
 from kagedb.storage import Storage
 
 SECRET = "correct-horse-battery-staple"
@@ -190,12 +191,12 @@ class TestPruning:
     def test_that_was_cut_off_still_verifies_and_is_ended_by_the_next(
         self, storage: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from kagedb.operations import audit
+        from kagedb.operations import pace
 
         fill(storage, 20, seal_every=5)
         with monkeypatch.context() as crash:
-            crash.setattr(audit, "PRUNE_ROWS", 7)
-            crash.setattr(audit.time, "sleep", lambda _: 1 / 0)
+            crash.setattr(pace, "FIRST_UNITS", 7)
+            crash.setattr(pace.time, "sleep", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 prune(storage, now_ms() + 1, actor=ANA)
         found = verify(storage)

@@ -12,7 +12,7 @@ from audit_attacks import change, drop_guards, fill, forge_macs, rehash_from
 from kagedb.audit_key import SealKey
 from kagedb.errors import InvalidValue
 from kagedb.models import AuditEvent, AuditSeal
-from kagedb.operations.audit import Anchor, Verdict, verify
+from kagedb.operations.audit_verify import Anchor, Verdict, verify
 from kagedb.storage import Storage
 
 EVENTS, SEAL_EVERY, VICTIM = 30, 10, 14

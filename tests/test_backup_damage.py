@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import damages
 from backup_sets import back_up, sets, verdict
 from commands import answer_json, in_process
 from kagedb.operations import backup_set
+from stored import fill
 
 if TYPE_CHECKING:
     from conftest import Places
-
-WRITER = """
-import sys, time
-import kagedb
-from kagedb import AuditEvent
-with kagedb.connect(url=sys.argv[1]):
-    print("writing", flush=True)
-    number = 0
-    while True:
-        AuditEvent.record("policy.decision", actor="agent:busy", body={"number": number, "filler": "x" * 300})
-        number += 1
-"""
-
 
 # Damage.
 
@@ -38,59 +27,90 @@ def _sqlite_path(url: str) -> Path:
     return Path(url.removeprefix("sqlite://"))
 
 
-def _page_of(path: Path, sql: str) -> int:
-    connection = sqlite3.connect(path)
-    (page,) = connection.execute(sql).fetchone()
-    connection.close()
-    return int(page)
-
-
-CORRUPTIONS = [
-    "a zeroed page",
-    "garbage in an index",
-    "a broken page header",
-    "a bit in a prompt",
-    "a bit in a blob",
-    "a bit in an event",
-]
-
-
 @pytest.mark.sqlite_only
-@pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_no_set_of_a_damaged_store_is_blessed(stored_url: str, kind: str) -> None:
+@pytest.mark.parametrize("damage", damages.SIX, ids=lambda damage: damage.__name__)
+def test_no_set_of_a_damaged_store_is_blessed(stored_url: str, damage: Callable[[Path], None]) -> None:
     """SQLite alone: its file can be reached. Six kinds of damage to one page, and six are found."""
-    path = _sqlite_path(stored_url)
-    data = bytearray(path.read_bytes())
-    size = int.from_bytes(data[16:18], "big")
-    if kind.startswith("a bit in"):
-        wanted = {"prompt": b"'quietly'", "blob": hashlib.sha256, "event": b'{"number":7}'}[kind.rpartition(" ")[2]]
-        if callable(wanted):
-            connection = sqlite3.connect(path)
-            (blob,) = connection.execute("SELECT data FROM blob ORDER BY length(data) DESC LIMIT 1").fetchone()
-            connection.close()
-            wanted = bytes(blob[40:80])
-        at = data.index(wanted) + 5
-        assert data.count(wanted) >= 1
-        data[at] ^= 1
-    else:
-        name = {
-            "a zeroed page": "audit_event",
-            "garbage in an index": "audit_event_subject",
-            "a broken page header": "run",
-        }[kind]
-        page = _page_of(path, f"SELECT rootpage FROM sqlite_master WHERE name = '{name}'")
-        start = (page - 1) * size
-        if kind == "a zeroed page":
-            data[start : start + size] = bytes(size)
-        elif kind == "garbage in an index":
-            data[start + size - 40 : start + size - 20] = bytes(range(20))
-        else:
-            data[start : start + 8] = b"\xff" * 8
-    path.write_bytes(data)
+    damage(_sqlite_path(stored_url))
     result = in_process("--url", stored_url, "backup")
     assert result.exit_code == 3, result.output
     assert [one.state for one in sets()] in ([], ["suspect"])
     assert in_process("--url", stored_url, "restore", "--latest").exit_code == 1
+
+
+CHANGES = {
+    "a prompt": "UPDATE kaged.prompt_version SET body = 'You look after a horse'",
+    "a config": "UPDATE kaged.project_config SET parsed = '{}'",
+    "a blob": "UPDATE kaged.blob SET data = set_byte(data, 3, get_byte(data, 3) # 1)",
+    "an event": """UPDATE kaged.audit_event SET body = '{"number":8}' WHERE body::text LIKE '%"number":7%'""",
+    "an event that is gone": "DELETE FROM kaged.audit_event WHERE seq = 5",
+    "a row that others refer to": "DELETE FROM kaged.session",
+}
+
+
+@pytest.mark.postgres_only
+@pytest.mark.parametrize("what", CHANGES)
+def test_no_set_of_rows_that_were_tampered_with_is_blessed(stored_url: str, postgres_server: Any, what: str) -> None:
+    """On PostgreSQL, past its guards and references: as a superuser may have it look away."""
+    url = postgres_server.admin_url(stored_url.partition("?")[0].rpartition("/")[2])
+    guards = "UPDATE pg_trigger SET tgenabled = '{}' WHERE tgenabled = '{}' AND NOT tgisinternal"
+    steps = [guards.format("D", "A"), "SET session_replication_role = replica", CHANGES[what], guards.format("A", "D")]
+    postgres_server.execute("; ".join(steps), url=url)
+    result = in_process("--url", stored_url, "backup")
+    assert result.exit_code == 3, result.output
+    assert [one.state for one in sets()] == ["suspect"]
+    assert in_process("--url", stored_url, "restore", "--latest").exit_code == 1
+
+
+def test_no_set_of_a_store_without_a_guard_is_blessed(stored_url: str, engine: str) -> None:
+    if engine == "sqlite":
+        connection = sqlite3.connect(_sqlite_path(stored_url))
+        connection.execute("DROP TRIGGER audit_event_guard_update")
+        connection.close()
+    else:
+        import psycopg2
+
+        server = psycopg2.connect(stored_url)
+        server.cursor().execute("DROP TRIGGER audit_event_guard_update ON kaged.audit_event")
+        server.commit()
+        server.close()
+    result = in_process("--url", stored_url, "backup")
+    assert result.exit_code == 3, result.output
+    assert "missing: trigger audit_event_guard_update" in " ".join(result.output.split())
+    assert [one.state for one in sets()] == ["suspect"]
+
+
+@pytest.mark.postgres_only
+@pytest.mark.parametrize("how", ["a bit flipped", "a page zeroed"])
+def test_no_set_of_a_damaged_page_of_a_server_is_blessed(own_postgres_server: Any, how: str) -> None:
+    """The server's checksums find a bit. A page of zeros is an empty one to it, whose events are missed."""
+    server = own_postgres_server
+    name = f"damaged_{how.split()[-1]}"
+    server.create_database(name)
+    url, admin = server.url(name), server.admin_url(name)
+    fill(url, events=60)
+    ((path, checksums),) = server.execute(
+        "SELECT pg_relation_filepath('kaged.audit_event'), current_setting('data_checksums')", url=admin
+    )
+    server.stop()
+    if checksums != "on":
+        server._run("pg_checksums", "--enable", "-D", str(server._data))
+    with open(server._data / path, "r+b") as file:
+        page = bytearray(file.read(PAGE_BYTES))
+        page[PAGE_BYTES - 100] ^= 1
+        file.seek(0)
+        file.write(page if how == "a bit flipped" else bytes(PAGE_BYTES))
+    server.start()
+    result = in_process("--url", url, "backup")
+    assert result.exit_code == 3, result.output
+    assert [one.state for one in sets()] in ([], ["suspect"])
+    checked = in_process("--url", url, "check")
+    assert checked.exit_code == 3, checked.output
+    server.drop_database(name)
+
+
+PAGE_BYTES = 8192
+"""Of PostgreSQL, as it is built everywhere."""
 
 
 def test_a_bit_of_a_set_that_flips_is_found_and_the_set_kept(stored_url: str) -> None:

@@ -14,13 +14,15 @@ BENCHMARKS = Path(__file__).parent.parent / "contrib" / "benchmarks"
 TABLES = {
     "append.py": 4,
     "audit.py": 4,
-    "backup.py": 1,
+    "backup.py": 2,
     "checkpoints.py": 3,
+    "copying.py": 2,
     "engines.py": 6,
     "imports.py": 2,
     "pages.py": 4,
     "plugin_state.py": 1,
     "reads.py": 8,
+    "retention.py": 2,
     "transcripts.py": 5,
 }
 """How many tables each prints where it measures both engines."""

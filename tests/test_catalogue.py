@@ -58,7 +58,9 @@ def test_the_scripts_give_the_schema_of_the_models(from_models: Engine, migrated
     made = from_models.catalogue()
     from_models.close()
     scripted = [
-        line for line in catalogue(migrated_url) if HISTORY_TABLE not in line and not line.startswith("trigger ")
+        line
+        for line in catalogue(migrated_url)
+        if HISTORY_TABLE not in line and not line.startswith(("trigger ", "view "))
     ]
     assert scripted == made
     for start in ("table ", "column ", "index on "):

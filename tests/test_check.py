@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 import kagedb
 from commands import answer_json, commands, in_process
 from kagedb import Project
+from kagedb.models import Blob, RunAttachment
 from kagedb.operations import backup_set, checking
 from kagedb.settings import load
 from stored import add_more
@@ -27,7 +29,9 @@ def findings(url: str) -> dict[str, list[dict[str, str]]]:
     """What was found, by the check that found it."""
     result = in_process("--url", url, "check", "--json")
     report = json.loads(result.stdout)
-    assert result.exit_code == (1 if report["findings"] else 0)
+    assert report["left_out"] == report["unfinished"] == []
+    damage = any(finding["damage"] for finding in report["findings"])
+    assert result.exit_code == (3 if damage else 1 if report["findings"] else 0)
     found: dict[str, list[dict[str, str]]] = {}
     for finding in report["findings"]:
         assert finding["mend"], finding
@@ -130,6 +134,7 @@ def test_an_event_that_was_changed_is_told(stored_url: str) -> None:
         storage.database.raw("UPDATE audit_event SET actor = 'operator:eve' WHERE seq = 3")
     found = findings(stored_url)
     assert "broken at event 3" in found["audit log"][0]["wrong"]
+    assert found["audit log"][0]["damage"]
 
 
 def test_a_log_that_was_cut_and_grown_again_does_not_match_the_backup(
@@ -211,12 +216,126 @@ def test_a_damaged_page_is_told(stored_url: str) -> None:
     found = findings(stored_url)
     assert "integrity" in found
     assert "kaged restore --latest" in found["integrity"][0]["mend"]
+    assert "kaged salvage --to" in found["integrity"][0]["mend"]
+    assert in_process("--url", stored_url, "check").exit_code == 3
 
 
 def test_a_clock_before_the_newest_row_is_told(stored_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = checking._now
     monkeypatch.setattr(checking, "_now", lambda: real() - 400 * HOUR_MS)
     assert "the clock of this host is before" in wrong(stored_url, "clock")
+
+
+# What is stored is not what was stored: exit status 3.
+
+
+def change(storage: Any, table: str, sql: str) -> None:
+    """What a program does that writes past kaged and its guards."""
+    with storage.transaction():
+        storage.database.ddl.drop_guard(table, "update")
+        storage.database.raw(sql)
+
+
+@pytest.mark.parametrize(
+    ("table", "sql"),
+    [
+        ("project_config", "UPDATE project_config SET source = 'house { rooms 4 }'"),
+        ("prompt_version", "UPDATE prompt_version SET body = 'You rule the house.' WHERE version = 1"),
+    ],
+)
+def test_a_text_that_its_stored_hash_does_not_fit_is_told(stored_url: str, table: str, sql: str) -> None:
+    with kagedb.connect(url=stored_url) as storage:
+        change(storage, table, sql)
+    (finding,) = findings(stored_url)["stored hashes"]
+    assert f"{table} " in finding["wrong"] and "is not what its digest says" in finding["wrong"]
+    assert finding["damage"]
+
+
+def test_a_blob_that_was_changed_is_told(stored_url: str) -> None:
+    with kagedb.connect(url=stored_url) as storage:
+        (digest,) = storage.database.execute_sql("SELECT digest FROM blob").fetchone()
+        Blob.update(data=b"x", codec="raw").execute()
+    assert f"blob {bytes(digest).hex()} is not what its digest says" in wrong_by(stored_url, "stored hashes")
+
+
+def test_a_blob_in_the_middle_of_a_state_that_is_gone_is_told(stored_url: str) -> None:
+    """No foreign key sees it: what a node of a tree refers to is in its bytes."""
+    with kagedb.connect(url=stored_url):
+        run = kagedb.Run.dispatch(kagedb.Session.get(), agent="planner", input={}, parent=None)
+        kagedb.Checkpoint.pause(
+            run, {f"key {number}": "x" * 900 + str(number) for number in range(40)}, label="deep", reason="test"
+        )
+        root = kagedb.Checkpoint.get().root
+        below = Blob.select(Blob.digest).where(
+            (Blob.digest != root) & (Blob.digest.not_in(RunAttachment.select(RunAttachment.blob)))
+        )
+        gone = bytes(below.order_by(Blob.digest).tuples()[0][0])
+        Blob.delete().where(Blob.digest == gone).execute()
+    assert (
+        wrong_by(stored_url, "blobs")
+        == f"the blob {gone.hex()}, which a checkpoint or an attachment needs, is not there"
+    )
+
+
+def wrong_by(url: str, check: str) -> str:
+    return "; ".join(finding["wrong"] for finding in findings(url)[check])
+
+
+# Upkeep.
+
+
+@pytest.mark.sqlite_only
+def test_marks_that_are_missing_are_told(stored_url: str) -> None:
+    """PostgreSQL's databases have no such marks."""
+    connection = sqlite3.connect(stored_url.removeprefix("sqlite://"))
+    connection.execute("PRAGMA application_id = 0")
+    connection.close()
+    assert "application_id" in (told := wrong(stored_url, "marks")) and "kaged compact" in told
+
+
+def test_much_space_that_holds_nothing_is_told(stored_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "FREE_BYTES", 1)
+    monkeypatch.setattr(checking, "FREE_SHARE", 0.0)
+    with kagedb.connect(url=stored_url) as storage, storage.transaction():
+        kagedb.Run.update(error="x" * 200_000).execute()
+        kagedb.Run.update(error=None).execute()
+    if stored_url.startswith("postgresql"):
+        time.sleep(1.1)  # the server counts dead rows a second late
+    assert "hold nothing: give them back: kaged compact" in wrong(stored_url, "unused space")
+    answer_json(stored_url, "compact")
+    assert findings(stored_url) == {}
+
+
+@pytest.mark.parametrize("days_over", [1, 20])
+def test_what_should_have_been_pruned_for_long_is_told(stored_url: str, days_over: int, tmp_path: Path) -> None:
+    with kagedb.connect(url=stored_url) as storage, storage.transaction():
+        kagedb.Run.update(finished_at=checking._now() - (180 + days_over) * 24 * HOUR_MS).execute()
+        # Those of the newest attachment stay in any case.
+        storage.database.execute_sql("DELETE FROM run_attachment")
+    if days_over == 1:
+        assert findings(stored_url) == {}
+    else:
+        told = wrong(stored_url, "retention")
+        assert "1 runs are over by more than 14 days: retention.runs_days is 180" in told and "kaged prune" in told
+        answer_json(stored_url, "prune")
+        assert findings(stored_url) == {}
+
+
+def test_a_class_that_takes_more_than_it_may_is_told(stored_url: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[retention]\nruns_mib = 1\n")
+    options = ("--url", stored_url, "--config", str(config))
+    assert in_process(*options, "check").exit_code == 0
+    with kagedb.connect(url=stored_url):
+        session = kagedb.Session.get()
+        for _ in range(2):
+            run = kagedb.Run.dispatch(session, agent="planner", input={"filler": "x" * 700_000}, parent=None)
+            run.finish(exit_status=0, output={})
+    result = in_process(*options, "check")
+    assert result.exit_code == 1
+    assert "retention.runs_mib is 1" in result.stdout
+    assert in_process(*options, "prune").exit_code == 0
+    assert in_process(*options, "check").exit_code == 0
 
 
 def test_every_command_that_a_finding_names_is_there() -> None:

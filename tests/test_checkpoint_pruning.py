@@ -182,15 +182,15 @@ def test_a_state_is_whole_though_a_half_collected_one_like_it_lies_there(storage
 def test_what_is_paused_between_mark_and_sweep_is_not_collected(storage: Storage, run: Run, monkeypatch: Any) -> None:
     pause_many(run, 4)
     prune(storage, keep=0, actor=ANA)
-    real = operation._Collection.sweep
+    real = operation.Collection.sweep
     paused: list[Checkpoint] = []
 
-    def sweep(self: Any, progress: Any) -> None:
+    def sweep(self: Any, *arguments: Any) -> None:
         paused.append(Checkpoint.pause(run, state(1)))
         run.attach("again", json.dumps(state(2)))
-        real(self, progress)
+        real(self, *arguments)
 
-    monkeypatch.setattr(operation._Collection, "sweep", sweep)
+    monkeypatch.setattr(operation.Collection, "sweep", sweep)
     result = collect(storage)
     assert result.blobs > 0
     assert paused[0].restore() == state(1)

@@ -110,7 +110,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(values, st.dictionaries(st.text(), st.binary(max_size=40_000), max_size=4))
 def test_any_value_survives_the_tree(state: Any, binaries: dict[str, bytes]) -> None:
     tree = state_tree(state, binaries, 64)
@@ -119,6 +119,13 @@ def test_any_value_survives_the_tree(state: Any, binaries: dict[str, bytes]) -> 
     assert found == binaries
     assert all(len(references(node)) <= NODE_REFERENCES for node in tree.nodes.values())
     assert state_tree(json.loads(json.dumps(state)), binaries, 64).root == tree.root
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@given(values, st.dictionaries(st.text(), st.binary(max_size=40_000), max_size=4))
+def test_any_value_survives_the_tree_for_long(state: Any, binaries: dict[str, bytes]) -> None:
+    test_any_value_survives_the_tree.hypothesis.inner_test(state, binaries)  # type: ignore[attr-defined]
 
 
 def items(count: int) -> list[dict[str, Any]]:

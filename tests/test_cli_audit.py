@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 import kagedb
 from audit_attacks import change, drop_guards, fill
+from commands import KAGED, in_process
+from commands import answer as stored_answer
 from kagedb.models import AuditEvent
 from kagedb.operations.audit import redact
 from programs import kill, start_python, wait_for_line
@@ -21,15 +24,12 @@ from programs import kill, start_python, wait_for_line
 ANCHOR = re.compile(r"\d+:[0-9a-f]{64}\n")
 
 
-def kaged(url: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kagedb", "--url", url, "audit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+def kaged(url: str, *arguments: str) -> Result:
+    return in_process("--url", url, "audit", *arguments)
 
 
 def answer(url: str, *arguments: str) -> str:
-    done = kaged(url, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return stored_answer(url, "audit", *arguments)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ class TestVerify:
     def test_a_broken_log_ends_with_1_and_names_the_event(self, log: str) -> None:
         tamper(log)
         done = kaged(log, "verify")
-        assert done.returncode == 1
+        assert done.exit_code == 1
         assert done.stdout == ""
         assert "broken at event 7: event 7 was changed" in done.stderr.splitlines()[0]
         assert len(done.stderr.splitlines()) == 2
@@ -63,36 +63,36 @@ class TestVerify:
         tamper(log)
         done = kaged(log, "verify", "--json")
         found = json.loads(done.stdout)
-        assert (done.returncode, found["result"], found["seq"]) == (1, "broken", 7)
+        assert (done.exit_code, found["result"], found["seq"]) == (1, "broken", 7)
 
     def test_no_store_ends_with_4(self, url: str) -> None:
         done = kaged(url, "verify")
-        assert done.returncode == 4
+        assert done.exit_code == 4
         assert "there is no store" in done.stderr
 
     def test_an_empty_log_ends_with_4(self, migrated_url: str) -> None:
         with kagedb.connect(url=migrated_url) as storage:
             drop_guards(storage)
             change(storage, "DELETE FROM audit_event")
-        assert kaged(migrated_url, "verify").returncode == 4
+        assert kaged(migrated_url, "verify").exit_code == 4
 
     def test_an_anchor_and_a_key_from_elsewhere_are_checked(self, log: str, tmp_path: Path) -> None:
         printed = kaged(log, "key", "--new")
-        assert printed.returncode == 0 and printed.stdout.startswith("kaged-audit-key-1:2:")
+        assert printed.exit_code == 0 and printed.stdout.startswith("kaged-audit-key-1:2:")
         file = tmp_path / "first.key"
         file.write_text(printed.stdout)
         anchor = answer(log, "seal").strip()
         found = json.loads(answer(log, "verify", "--expect", anchor, "--key", str(file), "--json"))
         assert found["assurance"] == ["chained", "sealed", "anchored"]
         seq, _, digest = anchor.partition(":")
-        assert kaged(log, "verify", "--expect", f"{seq}:{digest[::-1]}").returncode == 1
-        assert kaged(log, "verify", "--expect", f"{int(seq) + 1}:{digest}").returncode == 1
+        assert kaged(log, "verify", "--expect", f"{seq}:{digest[::-1]}").exit_code == 1
+        assert kaged(log, "verify", "--expect", f"{int(seq) + 1}:{digest}").exit_code == 1
         file.write_text(printed.stdout.replace("key-1:2:", "key-1:2:0")[:-2] + "\n")
-        assert kaged(log, "verify", "--key", str(file)).returncode == 1
+        assert kaged(log, "verify", "--key", str(file)).exit_code == 1
 
     @pytest.mark.parametrize("arguments", [("--expect", "nonsense"), ("--key", "/nowhere/key")])
     def test_wrong_usage_ends_with_2(self, log: str, arguments: tuple[str, str]) -> None:
-        assert kaged(log, "verify", *arguments).returncode == 2
+        assert kaged(log, "verify", *arguments).exit_code == 2
 
     def test_works_beside_a_daemon(self, log: str) -> None:
         daemon = start_python(
@@ -143,14 +143,14 @@ class TestList:
         with kagedb.connect(url=log):
             kagedb.Project.add("house", actor="operator:ana")
         assert [row["kind"] for row in self.rows(log, "--project", "house")] == ["project.added"]
-        assert kaged(log, "list", "--project", "other").returncode == 1
+        assert kaged(log, "list", "--project", "other").exit_code == 1
 
     def test_goes_by_time(self, log: str) -> None:
         assert len(self.rows(log, "--since", "1h")) == 12
         assert self.rows(log, "--until", "1h") == []
         assert self.rows(log, "--since", "2999-01-01") == []
         assert len(self.rows(log, "--until", "2999-01-01T10:00")) == 12
-        assert kaged(log, "list", "--since", "soon").returncode == 2
+        assert kaged(log, "list", "--since", "soon").exit_code == 2
 
     def test_shows_a_hostile_actor_without_its_escapes(self, log: str) -> None:
         with kagedb.connect(url=log):
@@ -158,9 +158,7 @@ class TestList:
         assert "\u202e" not in answer(log, "list")
 
     def test_follows_new_events_as_they_come(self, log: str) -> None:
-        program = start_python(
-            "from kagedb.cli import main; main()", "--url", log, "audit", "list", "--follow", "--limit", "1"
-        )
+        program = start_python(KAGED, "--url", log, "audit", "list", "--follow", "--limit", "1")
         wait_for_line(program, "12  ")
         with kagedb.connect(url=log):
             AuditEvent.record("sandbox.denied", actor="agent:other")
@@ -174,8 +172,8 @@ def test_show_prints_the_body_and_what_is_redacted(log: str) -> None:
         redact(storage, 2, reason="x", actor="operator:ana")
     said = answer(log, "show", "2")
     assert "redacted  yes" in said and "body" not in said.split("redacted")[1]
-    assert kaged(log, "show", "99").returncode == 1
-    assert kaged(log, "show", "0").returncode == 2
+    assert kaged(log, "show", "99").exit_code == 1
+    assert kaged(log, "show", "0").exit_code == 2
 
 
 def test_head_and_seal_print_the_anchor_line_alone(log: str) -> None:
@@ -183,21 +181,21 @@ def test_head_and_seal_print_the_anchor_line_alone(log: str) -> None:
     assert ANCHOR.fullmatch(head)
     assert answer(log, "seal") == head
     again = kaged(log, "seal")
-    assert (again.returncode, again.stdout) == (0, head)
+    assert (again.exit_code, again.stdout) == (0, head)
     assert "sealed already" in again.stderr
 
 
 def test_a_first_key_is_made_once(log: str, home: Path) -> None:
     first = kaged(log, "key", "--new")
-    assert first.returncode == 0
+    assert first.exit_code == 0
     refused = kaged(log, "key", "--new")
-    assert refused.returncode == 1 and "--replace" in refused.stderr
+    assert refused.exit_code == 1 and "--replace" in refused.stderr
     assert answer(log, "key", "--new", "--replace").startswith("kaged-audit-key-1:3:")
     secret = first.stdout.strip().rpartition(":")[2]
     for file in home.rglob("*"):
         if file.is_file():
             assert secret.encode() not in file.read_bytes()
-    assert kaged(log, "key").returncode == 2
+    assert kaged(log, "key").exit_code == 2
 
 
 def test_export_gives_lines_of_json(log: str) -> None:
@@ -219,15 +217,15 @@ def test_prune_says_beforehand_and_then_does_it(log: str) -> None:
         "seal": 1,
     }
     assert json.loads(answer(log, "verify", "--json"))["pruned_to"] == 12
-    assert kaged(log, "prune", "--before", "30d").returncode == 0
+    assert kaged(log, "prune", "--before", "30d").exit_code == 0
 
 
 def test_redact_says_where_it_is_recorded(log: str) -> None:
     assert answer(log, "redact", "3", "--reason", "a name in it") == "the body of event 3 is gone; event 13 says so\n"
     row = json.loads(answer(log, "show", "13", "--json"))
     assert row["actor"].startswith("operator:") and "a name in it" in row["body"]
-    assert kaged(log, "redact", "1", "--reason", "x").returncode == 1
-    assert kaged(log, "redact", "3").returncode == 2
+    assert kaged(log, "redact", "1", "--reason", "x").exit_code == 1
+    assert kaged(log, "redact", "3").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -236,5 +234,5 @@ def test_redact_says_where_it_is_recorded(log: str) -> None:
 )
 def test_no_command_makes_a_store(url: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = kaged(url, *arguments)
-    assert done.returncode == 1 and "there is no store" in done.stderr
+    assert done.exit_code == 1 and "there is no store" in done.stderr
     assert not list(tmp_path.glob("kaged.db*"))

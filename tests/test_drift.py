@@ -25,8 +25,13 @@ ON_BOTH = {
     "an extra index": ("CREATE INDEX run_agent ON run (agent)", "unknown: index on run "),
     "an index over an expression": ("CREATE INDEX run_agent ON run (lower(agent))", "unknown: index on run .*lower"),
     "an extra column": ("ALTER TABLE run ADD COLUMN mood TEXT", "unknown: column run.mood"),
-    "a lost column": ("ALTER TABLE run DROP COLUMN error", "missing: column run.error"),
+    "a lost column": ("ALTER TABLE blob DROP COLUMN size", "missing: column blob.size"),
     "an extra table": ("CREATE TABLE extra (id BIGINT)", "unknown: table extra"),
+    "a lost view": ("DROP VIEW v_audit", "missing: view v_audit"),
+    "a view that says something else": (
+        "DROP VIEW v_audit;; CREATE VIEW v_audit AS SELECT a.seq FROM audit_event a JOIN project p ON p.id = a.project",
+        "unknown: view v_audit",
+    ),
     "an extra view": ("CREATE VIEW runs AS SELECT id FROM run", "unknown: view runs"),
     "a renamed table": ("ALTER TABLE counter RENAME TO counters", "unknown: table counters"),
 }
@@ -236,10 +241,10 @@ POSTGRES_CHANGES = {
         "ALTER TABLE session ALTER CONSTRAINT session_project_id_fkey DEFERRABLE INITIALLY DEFERRED",
         "unknown: constraint session .*DEFERRABLE",
     ),
-    "another type": ("ALTER TABLE session ALTER ended_at TYPE integer", r"unknown: column session\.ended_at integer"),
+    "another type": ("ALTER TABLE blob ALTER size TYPE integer", r"unknown: column blob\.size integer"),
     "another collation": (
-        'ALTER TABLE session ALTER title TYPE text COLLATE "default"',
-        r"unknown: column session\.title text NOT NULL",
+        'ALTER TABLE blob ALTER codec TYPE text COLLATE "default"',
+        r"unknown: column blob\.codec text NOT NULL",
     ),
     "a lost NOT NULL": (
         "ALTER TABLE session ALTER title DROP NOT NULL",
@@ -260,6 +265,10 @@ POSTGRES_CHANGES = {
     "rows from a child table": (
         "CREATE SCHEMA elsewhere;; CREATE TABLE elsewhere.more () INHERITS (audit_event)",
         "unknown: table audit_event INHERITANCE",
+    ),
+    "a view with the rights of whoever asks": (
+        "ALTER VIEW v_audit SET (security_invoker = true)",
+        "unknown: view v_audit: .*security_invoker",
     ),
     "a sequence": ("CREATE SEQUENCE numbers", "unknown: sequence numbers"),
     "a materialized view": ("CREATE MATERIALIZED VIEW runs AS SELECT id FROM run", "unknown: materialized view runs"),

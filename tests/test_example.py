@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_killed_while_a_command_runs_it_leaves_runs_that_are_closed_as_interrupt
 def test_a_second_one_beside_it_is_told_who_holds_the_store(migrated_url: str) -> None:
     first = start_python(DAEMON, migrated_url)
     wait_for_line(first, "  sandbox.entered")
+    first.send_signal(signal.SIGSTOP)  # or it would have ended before a slow machine has started the second
     second = run_python(DAEMON, migrated_url)
     assert (second.returncode, second.stdout) == (75, "")
     assert f"pid {first.pid}" in second.stderr or f"process {first.pid}" in second.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ from ulid import ULID
 import kagedb
 from contents import contents
 from extra_scripts import ExtraScripts
-from kagedb import Project, Session
+from kagedb import Project, Run, Session
 from kagedb.operations import health
 from kagedb.storage import Storage
+from programs import start_python, tell, wait_for_line
 
 DAY_MS = 86_400_000
 
@@ -92,3 +94,41 @@ def test_a_current_store_has_no_obstacles(storage: Storage, monkeypatch: pytest.
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     assert health.plan(storage).obstacles == []
+
+
+WRITE = """
+import sys, kagedb
+with kagedb.connect(url=sys.argv[1]) as storage:
+    with storage.transaction():
+        print("writing", flush=True)
+        input()
+    print("written", flush=True)
+    input()
+"""
+
+
+def test_how_busy_the_writer_is_is_what_was_seen(migrated_url: str) -> None:
+    writer = start_python(WRITE, migrated_url)
+    wait_for_line(writer, "writing")
+    with kagedb.connect(url=migrated_url, read_only=True) as storage:
+        assert health.status(storage).writer_busy_percent == 100
+        tell(writer)
+        wait_for_line(writer, "written")
+        assert health.status(storage).writer_busy_percent == 0
+        with storage.snapshot():
+            assert health.status(storage).writer_busy_percent == 0
+    tell(writer)
+
+
+def test_what_removed_rows_have_left_is_told_as_free(storage: Storage) -> None:
+    session = Session.start(Project.add("house", actor="operator:ana"), title="", actor="operator:ana")
+    assert health.status(storage).free_bytes < 100_000
+    with storage.transaction():
+        # Not compressible, as PostgreSQL would do it.
+        filler = os.urandom(50_000).hex()
+        runs = [Run.dispatch(session, agent="a", input={"filler": filler}, parent=None).id for _ in range(10)]
+    Run.delete().where(Run.id.in_(runs)).execute()
+    deadline = time.monotonic() + 10
+    while health.status(storage).free_bytes < 100_000:
+        assert time.monotonic() < deadline, "PostgreSQL counts dead rows about a second late"
+        time.sleep(0.1)

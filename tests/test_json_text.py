@@ -70,7 +70,7 @@ def session(storage: Storage) -> Session:
     return Session.start(Project.add("house", actor="operator:ana"), title="x", actor="operator:ana")
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=DOCUMENTS, guesses=st.lists(PATHS, max_size=6))
 @example(document={"": {"": 1e2}, "0": "zero", "a.b": "dotted", "a": {"b": "nested"}}, guesses=[("", ""), ("a", "b")])
 @example(document=[["a", {"0": "b"}], "c"], guesses=[(0, 1, "0"), ("0",), (0, "1", "0"), (0, 1, 0)])
@@ -92,6 +92,13 @@ def test_the_answer_is_that_of_python(session: Session, document: Any, guesses: 
             assert Run.select().where(this & part.in_(["-", answer])).exists()
             assert not Run.select().where(this & (part != answer)).exists()
             assert not Run.select().where(this & (part < answer)).exists()
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=DOCUMENTS, guesses=st.lists(PATHS, max_size=6))
+def test_the_answer_is_that_of_python_for_long(session: Session, document: Any, guesses: list[Keys]) -> None:
+    test_the_answer_is_that_of_python.hypothesis.inner_test(session, document, guesses)  # type: ignore[attr-defined]
 
 
 def test_it_stands_wherever_a_column_can(session: Session) -> None:

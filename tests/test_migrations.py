@@ -161,7 +161,7 @@ def test_a_disk_without_room_for_the_copy_is_refused_before_anything_is_done(
     size = sqlite_path(filled_url).stat().st_size
     real = shutil.disk_usage(sqlite_path(filled_url).parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=size))
-    with pytest.raises(StorageFull, match="bytes free; a migration of this store may need"):
+    with pytest.raises(StorageFull, match="bytes free; rewriting this store may need"):
         kagedb.connect(url=filled_url)
     monkeypatch.undo()
     assert copies(load(url=filled_url)) == []

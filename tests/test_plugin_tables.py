@@ -137,6 +137,8 @@ FORBIDDEN = [
     "SELECT COUNT(*) FROM audit_event",
     "SELECT COUNT(*) FROM AUDIT_EVENT",
     "SELECT 1 FROM audit_event LIMIT 1",
+    "SELECT * FROM v_audit",
+    "SELECT COUNT(*) FROM v_run",
     "SELECT name FROM p_weather__place WHERE EXISTS (SELECT 1 FROM project)",
     "WITH x AS (SELECT * FROM project) SELECT COUNT(*) FROM x",
     "SELECT * FROM schema_migration",
@@ -217,6 +219,7 @@ def test_names_with_the_schema_before_them_are_refused_by_the_role(storage: Stor
     install("other").migrate({"1": "CREATE TABLE p_other__thing (name {text} PRIMARY KEY) {strict}"})
     for sql in (
         "SELECT * FROM kaged.audit_event",
+        "SELECT * FROM kaged.v_audit",
         "DELETE FROM kaged.session",
         "DROP TABLE kaged.session",
         "SELECT * FROM kaged_p_other.p_other__thing",

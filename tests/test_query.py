@@ -324,8 +324,8 @@ def test_a_query_runs_beside_a_daemon_that_writes(filled_url: str) -> None:
 
 def test_a_large_answer_takes_little_memory(engine: str, filled_url: str) -> None:
     text = (
-        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 200000)"
-        " SELECT x, 'a rather long text in each of the rows, so that they would take forty megabytes' AS text FROM n"
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 50000)"
+        f" SELECT x, '{'a text in each of the rows with which they would take forty megabytes ' * 11}' AS text FROM n"
     )
     program = (
         "import sys\nfrom kagedb.cli import kaged\n"

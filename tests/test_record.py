@@ -271,13 +271,15 @@ def test_keys_are_passed_on_one_by_one_and_are_not_recorded_unless_shown(recorde
 def test_ctrl_c_is_for_the_command_alone(recorded_url: str) -> None:
     code = """
 import time
-print("waiting", flush=True)
-try: time.sleep(30)
-except KeyboardInterrupt: print("interrupted")
+try:
+    print("waiting", flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
 """
     with terminal() as shown:
         recording = record(shown, recorded_url, *python(code))
-        shown.wait_for(b"waiting")
+        shown.wait_for(b"waiting\r\n")
         shown.type(b"\x03")
         assert shown.wait(recording) == 0
     assert newest(recorded_url)[3] == b"waiting\r\n^Cinterrupted\r\n"
@@ -364,14 +366,15 @@ def test_a_reader_that_goes_away_hangs_up(recorded_url: str) -> None:
 def test_a_process_that_the_command_leaves_behind_does_not_hold_the_terminal(recorded_url: str) -> None:
     began = time.monotonic()
     with terminal() as shown:
-        recording = record(shown, recorded_url, "sh", "-c", "trap '' HUP; (sleep 5; echo late) & echo done")
+        recording = record(shown, recorded_url, "sh", "-c", "trap '' HUP; (sleep 15; echo late) & echo done")
         assert shown.wait(recording) == 0
-    assert time.monotonic() - began < 4.5
+    assert time.monotonic() - began < 12  # a start may take seconds on a machine that does other things too
     assert newest(recorded_url)[3] == b"done\r\n"
 
 
-def test_what_a_command_writes_last_is_not_lost(recorded_url: str) -> None:
-    for seed in range(8):
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 20), marks=pytest.mark.slow)], ids=len)
+def test_what_a_command_writes_last_is_not_lost(recorded_url: str, seeds: range) -> None:
+    for seed in seeds:
         size = random.Random(seed).randrange(1, 300_000)
         with terminal() as shown:
             code = f"import os; data = b'x' * {size}\nwhile data: data = data[os.write(1, data):]"

@@ -6,20 +6,20 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import kagedb
+from backup_sets import files
 from commands import answer, answer_json, in_process, run_kaged
 from contents import contents
 from kagedb import AuditEvent, Project
 from kagedb.operations import backup_set
 from kagedb.settings import load
-from programs import run_python, start_python, tell, wait_for_line
+from killing import CALLS, Killer, can_trace, spread
+from programs import start_python, tell, wait_for_line
 from stored import add_more
 
 if TYPE_CHECKING:
@@ -250,42 +250,13 @@ def test_a_store_that_cannot_be_opened_can_be_replaced(changed_url: str, damage:
 
 # Killed at any step.
 
-KILLED = """
-import os, signal, sys
-limit, count = int(sys.argv.pop(1)), 0
-def step(*arguments):
-    global count
-    count += 1
-    if count == limit:
-        os.kill(os.getpid(), signal.SIGKILL)
-def around(name):
-    real = getattr(os, name)
-    def wrapped(*arguments, **options):
-        step()
-        return real(*arguments, **options)
-    setattr(os, name, wrapped)
-from kagedb.cli import kaged
-import kagedb.operations.restore, kagedb.operations.backup, kagedb.engines.sqlite_archive
-for name in ("rename", "fsync", "unlink", "mkdir", "open", "write", "rmdir"):
-    around(name)
-kaged(sys.argv[1:], standalone_mode=False)
-print("steps", count)
-"""
-"""Runs `kaged` and dies at its n-th call that touches a file by itself; SQLite's own calls lie between them."""
 
-
-def run_killed(limit: int, *arguments: str) -> int:
-    """How many steps it took, 0 where it was killed."""
-    done = run_python(KILLED, str(limit), *arguments)
-    if done.returncode == -signal.SIGKILL:
-        return 0
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.rpartition("steps ")[2])
-
-
-def _restore_killed_at(url: str, limit: int) -> int:
-    took = run_killed(limit, "--url", url, "restore", "1")
-    said = run_kaged("--url", url, "status").stderr
+def _restore_killed_at(killer: Killer, url: str, limit: int) -> int:
+    took = killer.run_to_step(limit, "--url", url, "restore", "1")
+    # Only where there is something to say.
+    note = Path(url.removeprefix("sqlite://") + ".restore")
+    said = run_kaged("--url", url, "status").stderr if note.exists() else ""
+    assert not note.exists()
     found = names(url)
     assert found in ({"house"}, {"house", "garden"}), limit
     kind, _ = last_event(url)
@@ -298,7 +269,7 @@ def _restore_killed_at(url: str, limit: int) -> int:
             "kaged.db.lock",
             "kaged.db-wal",
             "kaged.db-shm",
-            # A note that was not in force yet; the next restore writes it anew.
+            # A note that was not in force yet; the next writer removes it.
             "kaged.db.restore.new",
         }
         assert not [name for name in left if not name.startswith("kaged.db.before-restore-")], f"{limit}: {left}"
@@ -311,91 +282,129 @@ def _restore_killed_at(url: str, limit: int) -> int:
     return took
 
 
-def _steps_to_kill_at(url: str, slow: bool) -> list[int]:
-    whole = _restore_killed_at(url, 10**9)
+def test_a_restore_killed_at_a_step_leaves_the_old_store_or_the_new(changed_url: str) -> None:
+    killer = Killer()
+    whole = _restore_killed_at(killer, changed_url, 10**9)
     assert whole > 5
     # The exchange is at the end.
-    return list(range(1, whole + 1)) if slow else sorted({1, whole // 2, *range(max(1, whole - 8), whole + 1, 2)})
-
-
-def test_a_restore_killed_at_a_step_leaves_the_old_store_or_the_new(changed_url: str) -> None:
-    for limit in _steps_to_kill_at(changed_url, slow=False):
-        _restore_killed_at(changed_url, limit)
+    for limit in sorted({1, whole // 2, *range(max(1, whole - 8), whole + 1, 2)}):
+        _restore_killed_at(killer, changed_url, limit)
 
 
 @pytest.mark.slow
 def test_a_restore_killed_at_every_step_leaves_the_old_store_or_the_new(changed_url: str) -> None:
-    for limit in _steps_to_kill_at(changed_url, slow=True):
-        _restore_killed_at(changed_url, limit)
+    killer = Killer()
+    for limit in range(1, _restore_killed_at(killer, changed_url, 10**9) + 1):
+        _restore_killed_at(killer, changed_url, limit)
 
 
-def _backup_killed_at(url: str, limit: int, first: backup_set.BackupSet) -> int:
-    before = {path.name: path.read_bytes() for path in first.directory.iterdir()}
-    took = run_killed(limit, "--url", url, "backup")
+def _backup_killed_at(killer: Killer, url: str, limit: int, first: backup_set.BackupSet) -> int:
+    before = files(first.directory)
+    took = killer.run_to_step(limit, "--url", url, "backup")
     for one in backup_set.sets_in(first.directory.parent):
-        assert one.state == "verified"
-        result = in_process("--url", url, "verify", one.name)
-        assert result.exit_code == 0, f"{limit}: {result.output}"
         if one.name != first.name:
+            assert one.state == "verified"
+            result = in_process("--url", url, "verify", one.name)
+            assert result.exit_code == 0, f"{limit}: {result.output}"
             shutil.rmtree(one.directory)
-    after = {path.name: path.read_bytes() for path in first.directory.iterdir() if path.name != "verified.json"}
-    assert after == {name: data for name, data in before.items() if name != "verified.json"}
+    assert files(first.directory) == before
     return took
 
 
 def test_a_backup_killed_at_a_step_lists_only_complete_sets(changed_url: str) -> None:
-    first = the_set(changed_url)
-    whole = _backup_killed_at(changed_url, 10**9, first)
+    first, killer = the_set(changed_url), Killer()
+    whole = _backup_killed_at(killer, changed_url, 10**9, first)
     for limit in sorted({1, whole // 2, *range(whole - 4, whole + 1)}):
-        _backup_killed_at(changed_url, limit, first)
+        _backup_killed_at(killer, changed_url, limit, first)
 
 
 @pytest.mark.slow
 def test_a_backup_killed_at_every_step_lists_only_complete_sets(changed_url: str) -> None:
-    first = the_set(changed_url)
-    for limit in range(1, _backup_killed_at(changed_url, 10**9, first) + 1):
-        _backup_killed_at(changed_url, limit, first)
+    first, killer = the_set(changed_url), Killer()
+    for limit in range(1, _backup_killed_at(killer, changed_url, 10**9, first) + 1):
+        _backup_killed_at(killer, changed_url, limit, first)
 
 
-def _can_trace() -> bool:
-    program = shutil.which("strace")
-    return program is not None and subprocess.run([program, "-qq", "true"], capture_output=True).returncode == 0
+class Struck:
+    """A store with a set, which is backed up or restored while something kills that, again and again."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.path = Path(url.removeprefix("sqlite://"))
+        self.first = the_set(url)
+        self.killer = Killer()
+        self.arguments = {"backup": ("--url", url, "backup"), "restore": ("--url", url, "restore", "1")}
+
+    def look(self, verb: str, point: str) -> None:
+        """That what is there is whole; then make it as it was."""
+        (self._look_at_sets if verb == "backup" else self._look_at_store)(point)
+
+    def _look_at_sets(self, point: str) -> None:
+        for one in backup_set.sets_in(self.first.directory.parent):
+            if one.name != self.first.name:
+                result = in_process("--url", self.url, "verify", one.name)
+                assert result.exit_code == 0, f"{point}: {result.output}"
+                shutil.rmtree(one.directory)
+
+    def _look_at_store(self, point: str) -> None:
+        # By a writer, as a daemon is: it finishes what was cut off.
+        with kagedb.connect(url=self.url):
+            found = {project.name for project in Project.select()}
+            assert found in ({"house"}, {"house", "garden"}), point
+            event = AuditEvent.select().order_by(AuditEvent.seq.desc()).get()
+            assert (event.kind == "store.restored") == (found == {"house"}), point
+            if found == {"house"}:
+                Project.add("garden", actor="operator:ana")
+        assert answer_json(self.url, "audit", "verify")["result"] == "holds", point
+        for path in self.path.parent.glob(f"{self.path.name}.before-restore-*"):
+            path.unlink()
+        left = {path.name for path in self.path.parent.iterdir() if path.is_file()}
+        assert left <= {self.path.name + suffix for suffix in ("", "-wal", "-shm", ".lock")}, point
 
 
-SYSTEM_CALLS = ("fsync,fdatasync", "rename", "pwrite64", "write", "unlink")
+@pytest.mark.sqlite_only
+@pytest.mark.skipif(not can_trace(), reason="strace is not here, or may not trace")
+@pytest.mark.parametrize("verb", ["backup", "restore"])
+def test_sigkill_at_a_call_to_the_system_leaves_only_what_is_whole(changed_url: str, verb: str) -> None:
+    """SQLite's own writes too. PostgreSQL's are its own."""
+    struck = Struck(changed_url)
+    before = files(struck.first.directory)
+    calls = struck.killer.calls(*struck.arguments[verb])
+    struck.look(verb, "none")
+    for call in ("fsync", "rename", "pwrite64", "write"):
+        for number in spread(calls[call], 3):
+            assert struck.killer.run(*struck.arguments[verb], call=call, number=number), f"{call} {number}"
+            struck.look(verb, f"{call} {number}")
+    assert files(struck.first.directory) == before
 
 
 @pytest.mark.slow
 @pytest.mark.sqlite_only
-@pytest.mark.skipif(not _can_trace(), reason="strace is not here, or may not trace")
-@pytest.mark.parametrize("calls", SYSTEM_CALLS)
+@pytest.mark.skipif(not can_trace(), reason="strace is not here, or may not trace")
 @pytest.mark.parametrize("verb", ["backup", "restore"])
-def test_sigkill_at_every_call_to_the_system(changed_url: str, calls: str, verb: str) -> None:
-    """SQLite's own writes too, by a tracer; every third of them, since there are hundreds. PostgreSQL's are its own."""
-    first = the_set(changed_url)
-    number = 1
-    while True:
-        command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e"]
-        command += [f"inject={calls}:signal=KILL:when={number}", sys.executable, "-c"]
-        arguments = ["backup"] if verb == "backup" else ["restore", "1"]
-        code = "from kagedb.cli import main; main()"
-        done = subprocess.run([*command, code, "--url", changed_url, *arguments], capture_output=True)
-        if verb == "backup":
-            for one in backup_set.sets_in(first.directory.parent):
-                assert in_process("--url", changed_url, "verify", one.name).exit_code == 0, number
-                if one.name != first.name:
-                    shutil.rmtree(one.directory)
-        else:
-            found = names(changed_url)
-            assert found in ({"house"}, {"house", "garden"}), number
-            assert answer_json(changed_url, "audit", "verify")["result"] == "holds"
-            if found == {"house"}:
-                with kagedb.connect(url=changed_url):
-                    Project.add("garden", actor="operator:ana")
-        if done.returncode == 0:
-            break
-        number += 3
-    assert number > 1 or calls == "unlink"
+def test_sigkill_at_every_call_to_the_system_leaves_only_what_is_whole(changed_url: str, verb: str) -> None:
+    struck = Struck(changed_url)
+    before = files(struck.first.directory)
+    points = 0
+    for call in CALLS:
+        number = 1
+        while struck.killer.run(*struck.arguments[verb], call=call, number=number):
+            struck.look(verb, f"{call} {number}")
+            number += 1
+        struck.look(verb, f"{call} {number}")
+        points += number - 1
+    assert points > 50
+    assert files(struck.first.directory) == before
+
+
+@pytest.mark.sqlite_only
+def test_a_note_of_a_restore_that_was_cut_off_is_removed_by_the_next_writer(changed_url: str) -> None:
+    draft = Path(changed_url.removeprefix("sqlite://") + ".restore.new")
+    draft.write_text("prepa")
+    assert names(changed_url) == {"house", "garden"}
+    assert draft.exists(), "a reader changes nothing"
+    kagedb.connect(url=changed_url).close()
+    assert not draft.exists()
 
 
 @pytest.mark.sqlite_only

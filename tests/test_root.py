@@ -217,7 +217,7 @@ def test_the_owner_need_not_be_able_to_read_the_installation(
     their_url: str, their_place: Path, owner: int, open_place: Path
 ) -> None:
     installed = open_place / "site"
-    shutil.copytree(Path(kagedb.__file__).parent, installed / "kagedb", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(kagedb.__file__).parent, installed / "kagedb")
     shutil.copytree(schema.directory(), installed / "kagedb" / "migrations")
     installed.chmod(0o700)
     env = {"PYTHONPATH": os.pathsep.join([str(installed), os.environ["PYTHONPATH"]]), "PYTHONSAFEPATH": "1"}

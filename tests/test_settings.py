@@ -209,6 +209,18 @@ plugin_bytes = 1024
 plugin_keys = 1
 [transcripts]
 session_bytes = 1_048_576
+[retention]
+transcripts_days = 1
+transcripts_mib = 0
+runs_days = 36_500
+runs_mib = 1_073_741_824
+checkpoints_days = 0
+checkpoints_mib = 1
+checkpoints_keep = 0
+sessions_days = 0
+sessions_mib = 1
+audit_days = 1
+audit_mib = 1
 [backup]
 directory = "/srv//backups/"
 max_age_hours = 0
@@ -229,6 +241,11 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     assert (settings.state_bytes, settings.attachment_bytes) == (1024, 1024)
     assert (settings.plugin_bytes, settings.plugin_keys) == (1024, 1)
     assert settings.transcript_session_bytes == 1_048_576
+    assert (settings.retention_transcripts_days, settings.retention_transcripts_mib) == (1, 0)
+    assert (settings.retention_runs_days, settings.retention_runs_mib) == (36_500, 1024 * 1024 * 1024)
+    assert (settings.retention_checkpoints_days, settings.retention_checkpoints_mib) == (0, 1)
+    assert (settings.retention_checkpoints_keep, settings.retention_sessions_days) == (0, 0)
+    assert (settings.retention_sessions_mib, settings.retention_audit_days, settings.retention_audit_mib) == (1, 1, 1)
     assert settings.backup_directory == Path("/srv/backups")
     assert (settings.backup_max_age_hours, settings.backup_wal_limit_mib) == (0, 8)
     assert settings.backup_pg_bin == "/opt/pg/bin"
@@ -257,6 +274,17 @@ def test_the_defaults_are_those_of_the_table() -> None:
         "limits.plugin_bytes": 4 * 1_048_576,
         "limits.plugin_keys": 10_000,
         "transcripts.session_bytes": 64 * 1_048_576,
+        "retention.transcripts_days": 90,
+        "retention.transcripts_mib": 2048,
+        "retention.runs_days": 180,
+        "retention.runs_mib": 2048,
+        "retention.checkpoints_days": 30,
+        "retention.checkpoints_mib": 1024,
+        "retention.checkpoints_keep": 20,
+        "retention.sessions_days": 365,
+        "retention.sessions_mib": 0,
+        "retention.audit_days": 0,
+        "retention.audit_mib": 0,
         "backup.max_age_hours": 48,
         "backup.wal_limit_mib": 64,
     }

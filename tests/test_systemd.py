@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import kagedb
-from commands import in_process
+from commands import commands, in_process
 from kagedb.operations import systemd as units
 from kagedb.settings import load
 
@@ -102,6 +102,50 @@ def test_a_unit_runs_this_installations_program(mode: str, program: str, tmp_pat
         for command in re.findall(r"^ExecStart=(\S+)", path.read_text(), re.MULTILINE):
             assert command == program or command.endswith("systemd-cat")
             assert os.access(command, os.X_OK)
+
+
+def started(unit: str, mode: str) -> list[str]:
+    """What a unit of contrib/systemd starts, without the program's path."""
+    return re.findall(r"^ExecStart=/usr/bin/kaged (.+)$", (SOURCE / mode / unit).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("mode", ["system", "user"])
+def test_a_maintenance_that_fails_keeps_no_check_from_being_made(mode: str) -> None:
+    """A unit stops at its first command that fails, so what must run whatever happens is in a unit of its own."""
+    assert started("kaged-maintenance.service", mode) == ["prune", "compact"]
+    assert started("kaged-check.service", mode) == ["check"]
+    assert started("kaged-verify.service", mode) == ["verify --all"]
+    text = (SOURCE / mode / "kaged-maintenance.service").read_text()
+    # Wanted, not required: a dependency that is required would fail with what it depends on.
+    assert re.findall(r"^(Wants|Before)=(.+)$", text, re.MULTILINE) == [
+        ("Wants", "kaged-check.service kaged-verify.service"),
+        ("Before", "kaged-check.service kaged-verify.service"),
+    ]
+    for unit in (SOURCE / mode).glob("kaged-*.service"):
+        assert not re.search(r"^(Requires|BindsTo|PartOf|Requisite)=", unit.read_text(), re.MULTILINE)
+        assert unit.name.startswith("kaged-failure@") or "OnFailure=kaged-failure@%n.service" in unit.read_text()
+
+
+@pytest.mark.parametrize("mode", ["system", "user"])
+def test_a_unit_starts_commands_that_are_there(mode: str) -> None:
+    known = {words[0] for words in commands()}
+    for unit in (SOURCE / mode).glob("kaged-*.service"):
+        for command in started(unit.name, mode):
+            assert command.split()[0] in known
+
+
+@pytest.mark.parametrize("mode", ["system", "user"])
+def test_what_takes_turns_to_write_is_not_slowed_down(mode: str) -> None:
+    text = (SOURCE / mode / "kaged-maintenance.service").read_text()
+    assert not re.search(r"^(IOSchedulingClass=idle|CPUSchedulingPolicy=|Nice=[1-9])", text, re.MULTILINE)
+
+
+def test_only_what_needs_the_server_gets_to_the_network(program: str, tmp_path: Path) -> None:
+    paths = written("system", tmp_path / "root", '[storage]\nurl = "postgresql://kaged@db/kaged"\n')
+    opened = {path.parent.name for path in paths if path.name == "server.conf"}
+    assert opened == {"kaged-backup.service.d", "kaged-maintenance.service.d", "kaged-check.service.d"}
+    paths = written("system", tmp_path / "other", '[storage]\nurl = "sqlite:////var/lib/kaged/kaged.db"\n')
+    assert not [path for path in paths if path.name == "server.conf"]
 
 
 def test_the_system_units_run_as_the_daemons_own_user(program: str, tmp_path: Path) -> None:

@@ -125,7 +125,9 @@ def test_closing_while_others_read_and_write_ends_them_with_a_clear_error(migrat
         for thread in threads:
             thread.join()
         assert len(seen) == 6
-        assert all(isinstance(end, StorageClosed) or "must be bound" in str(end) for end in seen), seen
+        for end in seen:
+            # The driver's own words where closing comes between a read outside a transaction and its rows.
+            assert isinstance(end, StorageClosed) or str(end) == "cursor already closed", seen
     with kagedb.connect(url=migrated_url) as storage:
         use("after")
 

@@ -279,10 +279,11 @@ def test_a_subscriber_may_write_and_may_fail(storage: Storage, caplog: pytest.Lo
 def test_a_slow_transaction_is_warned_of_with_the_callers_line(
     storage: Storage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage.database, "slow_transaction_ms", 20)
+    monkeypatch.setattr(storage.database, "slow_transaction_ms", 5_000)
     with storage.transaction():
         put("quick")
     assert caplog.records == []
+    monkeypatch.setattr(storage.database, "slow_transaction_ms", 20)
     here = inspect.currentframe()
     assert here is not None
     with storage.transaction():
@@ -328,6 +329,32 @@ def test_a_closed_store_says_so(storage: Storage) -> None:
     for sql in ("SELECT 1", "DELETE FROM counter"):
         with pytest.raises(StorageClosed):
             storage.database.execute_sql(sql)
+
+
+def test_a_query_with_no_store_open_says_so_and_one_made_then_runs_on_the_next(
+    storage: Storage, migrated_url: str
+) -> None:
+    import kagedb
+
+    storage.close()
+    made = Counter.select().where(Counter.name == "owner_epoch")
+    for use in (
+        made.execute,
+        made.count,
+        made.exists,
+        Counter.get,
+        Counter.delete().execute,
+        Counter.update(value=1).execute,
+        lambda: Counter.insert(name="a", value=0).execute(),
+        lambda: Counter.create(name="a", value=0),
+        lambda: Counter(name="a", value=0).save(force_insert=True),
+        lambda: Counter.select() | made,
+        Counter.table_exists,
+    ):
+        with pytest.raises(StorageClosed, match="no store is open"):
+            list(use())
+    with kagedb.connect(url=migrated_url):
+        assert [row.name for row in made] == ["owner_epoch"]
 
 
 def test_closing_waits_for_a_transaction_of_another_thread(storage: Storage, migrated_url: str) -> None:

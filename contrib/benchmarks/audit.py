@@ -42,7 +42,7 @@ from stores import CHAINED, CREATE, PLAIN, TEXT, Ready, on_postgres, on_sqlite
 
 import kagedb
 from kagedb.models.audit import SEAL_EVENTS
-from kagedb.operations import audit
+from kagedb.operations import audit_verify
 
 RECORD = "AuditEvent.record"
 RIVAL = "SignLedger"
@@ -152,8 +152,8 @@ def fill(url: str, directory: Path, events: int, driver: Callable[[], plain.Driv
 
 def verified(url: str, directory: Path, settings: dict[str, Any]) -> tuple[int, float, float]:
     with open_store(url, directory, **settings) as storage:
-        verdict, cpu_s, more_mb = measured(lambda: audit.verify(storage))
-        if verdict.result != audit.HOLDS:
+        verdict, cpu_s, more_mb = measured(lambda: audit_verify.verify(storage))
+        if verdict.result != audit_verify.HOLDS:
             raise RuntimeError(f"the log of this benchmark does not hold: {verdict.wrong}")
         return verdict.events, cpu_s, more_mb
 

@@ -1,10 +1,12 @@
-"""The stores that append.py and audit.py write to: kagedb's own, and the same tables for raw drivers and plain Peewee.
+"""The stores that append.py and audit.py write to: kagedb's own, and the same tables for raw drivers and plain Peewee;
+and the large one of copying.py.
 
 Nothing is measured here.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ import plain
 from harness import Disk, connect_sqlite, open_store, sqlite_pragmas, sqlite_url
 
 import kagedb
+from kagedb.identity import new_ulid, now_ms
+from kagedb.models.audit import SEAL_EVENTS, hash_body, hash_event
 from kagedb.storage import Storage
 
 CHAINED = "by hand"
@@ -28,6 +32,21 @@ TEXT = "TEXT key"
 """The same with a ULID as the key, two indexes, and SQLite's usual pages of 4 KiB."""
 CREATE = "Model.create"
 """By plain Peewee, in the table without chain and triggers."""
+
+
+KIND, ACTOR = "policy.decision", "agent:planner"
+INSERT_EVENT = (
+    "INSERT INTO audit_event (seq, at, kind, actor, subject, project, salt, body, body_hash, hash)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+INSERT_RUN = (
+    "INSERT INTO run (id, created_at, session_id, agent, input, output, state, exit_status, started_at, finished_at)"
+    """ VALUES (?, ?, ?, 'planner', ?, '{"quiet": true, "steps": ["look", "listen", "note"]}', 'finished', 0, ?, ?)"""
+)
+"""Of the large store."""
+
+TRANSCRIPT_MEGABYTES = 10
+"""In one of its transcripts: below what a session may keep."""
 
 
 @dataclass
@@ -106,3 +125,38 @@ def on_postgres(url: str, schema: str, disk: Disk, durability: str) -> Iterator[
         database = peewee.PostgresqlDatabase(url, options=f"{options} -c synchronous_commit={commit}")
         with database.bind_ctx(plain.PLAIN_MODELS), database.connection_context():
             yield Ready(storage, rows, drivers, rows, database, place)
+
+
+def large_store(storage: Storage, events: int, megabytes: int) -> None:
+    """So many audit events, a tenth as many finished runs, and so much terminal output, in a store in a SQLite file.
+
+    Events and runs are written as their verbs write them, but many at once: by verbs a million takes a quarter of an
+    hour on a busy machine.
+    """
+    session = rows_of("large").session
+    (seq, head), at = kagedb.AuditEvent.head(), now_ms()
+    database: Any = storage.database
+    for first in range(0, events, SEAL_EVENTS):
+        rows, runs = [], []
+        for number in range(first, min(first + SEAL_EVENTS, events)):
+            if number % 10 == 0:
+                run = new_ulid()
+                goal = json.dumps({"goal": "all quiet in the house", "n": number})
+                runs.append((run, at, session.id, goal, at, at))
+            body = json.dumps({"allowed": True, "arguments": ["ls", f"/srv/{number}"], "tool": "shell"})
+            salt, seq, subject = secrets.token_bytes(16), seq + 1, f"run:{run}"
+            body_hash = hash_body(salt, body)
+            head = hash_event(head, seq, at, KIND, ACTOR, subject, session.project_id, body_hash)
+            rows.append((seq, at, KIND, ACTOR, subject, session.project_id, salt, body, body_hash, head))
+        with storage.transaction("relaxed"):
+            connection = database.connection()
+            connection.executemany(INSERT_RUN, runs)
+            connection.executemany(INSERT_EVENT, rows)
+        kagedb.AuditSeal.close_all()
+    for first in range(0, megabytes, TRANSCRIPT_MEGABYTES):
+        recorder = kagedb.Transcript.open(
+            kagedb.Session.start(session.project, title="long", actor="operator:benchmark"), columns=80, rows=24
+        )
+        for _ in range(min(megabytes - first, TRANSCRIPT_MEGABYTES)):
+            recorder.write(secrets.token_bytes(1 << 20))
+        recorder.close()

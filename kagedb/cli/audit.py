@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import IO, Any
 
 import click
@@ -14,6 +13,7 @@ import click
 from ..errors import EXIT_FAILED, EXIT_UNKNOWN, StorageNotFound
 from .options import Options, json_option, limit_option, pass_options
 from .output import Row, Told, local_time, show_block, show_json, show_list, show_record, visible
+from .progress import progress_bars
 
 FOLLOW_SECONDS = 1.0
 """Between looks for new events: soon enough to watch, and one query a second is nothing."""
@@ -205,11 +205,11 @@ def verify(
     keys = parse_keys(key_file.read(), key_file.name) if key_file is not None else []
     try:
         with options.reading(any_schema=True) as storage:
-            from ..operations import audit as log
+            from ..operations import audit_verify as log
 
             anchors = [log.Anchor.parse(text) for text in expect]
-            with _progress(options, "verifying") as advance:
-                found = log.verify(storage, expect=anchors, keys=keys, progress=advance)
+            with progress_bars(options) as tell:
+                found = log.verify(storage, expect=anchors, keys=keys, progress=tell and partial(tell, "verifying"))
     except StorageNotFound as error:
         raise Told(error.message, "there is nothing to verify", EXIT_UNKNOWN) from None
     if as_json:
@@ -267,7 +267,8 @@ def prune(options: Options, before: int, dry_run: bool, as_json: bool) -> None:
     with opened as storage:
         from ..operations import audit as log
 
-        with _progress(options, "pruning") as advance:
+        with progress_bars(options) as tell:
+            advance = tell and partial(tell, "pruning")
             done = log.prune(storage, before, actor=f"operator:{options.operator}", dry_run=dry_run, progress=advance)
     if as_json:
         show_json({name: getattr(done, name, None) for name in ("events", "last_seq", "seal")})
@@ -289,20 +290,3 @@ def redact(options: Options, seq: int, reason: str) -> None:
 
         done = empty(storage, seq, reason=reason, actor=f"operator:{options.operator}")
     click.echo(f"the body of event {seq} is gone; event {done.seq} says so")
-
-
-@contextmanager
-def _progress(options: Options, label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar where somebody watches."""
-    import sys
-
-    if options.quiet or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
-
-        def advance(done: int, whole: int) -> None:
-            bar.length = max(whole, 1)
-            bar.update(done - bar.pos)
-
-        yield advance

@@ -9,7 +9,17 @@ import click
 
 from ..errors import NotFound
 from .audit import TimeType
-from .options import Options, as_ulid, json_option, limit_option, output_option, pass_options, project_option
+from .options import (
+    Options,
+    as_ulid,
+    json_option,
+    limit_option,
+    narrowed,
+    output_option,
+    pass_options,
+    project_option,
+    session_option,
+)
 from .output import (
     Row,
     limited,
@@ -35,7 +45,7 @@ def checkpoint() -> None:
 
 @checkpoint.command("list")
 @project_option
-@click.option("--session", callback=as_ulid, metavar="ID", help="Only those of this session.")
+@session_option
 @limit_option
 @json_option
 @pass_options
@@ -46,12 +56,12 @@ def list_checkpoints(options: Options, project: str | None, session: str | None,
     reason.
     """
     with options.reading():
-        from ..models import Checkpoint, CheckpointHead, Project, Session
+        from ..models import Checkpoint, CheckpointHead
 
         query = Checkpoint.select(
             Checkpoint.id,
             Checkpoint.session.alias("session"),
-            Checkpoint.run.alias("run"),
+            Checkpoint.run_id.alias("run"),
             Checkpoint.parent_id.alias("parent"),
             Checkpoint.state,
             Checkpoint.pinned,
@@ -59,12 +69,7 @@ def list_checkpoints(options: Options, project: str | None, session: str | None,
             Checkpoint.label,
             Checkpoint.reason,
         ).order_by(Checkpoint.id.desc())
-        if session is not None:
-            query = query.where(Checkpoint.session == Session.by_id(session).id)
-        if project is not None:
-            of_project = Session.select(Session.id).where(Session.project == Project.named(project).id)
-            query = query.where(Checkpoint.session.in_(of_project))
-        rows = limited(query, limit)
+        rows = limited(narrowed(query, Checkpoint.session, session=session, project=project), limit)
         heads = {session: CheckpointHead.of(session) for session in {row["session"] for row in rows}}
     for row in rows:
         row["head"] = row["id"] == heads[row["session"]]

@@ -12,6 +12,8 @@ from .options import Options, json_option, pass_options
 from .output import duration, show_json, show_record, size, visible
 from .progress import end_tidily, progress_bars
 
+FIT = {"missing": "nothing is there yet", "empty": "a store without rows"}
+
 
 @click.command
 @click.option("--to", required=True, metavar="URL", help="Where to: sqlite:///path/to/kaged.db or postgresql://...")
@@ -22,10 +24,11 @@ def copy(options: Options, to: str, dry_run: bool, as_json: bool) -> None:
     """Copy this store to another place or engine, and compare.
 
     The place must be missing or have a store without rows. Killed at any moment, it is as it was or has the whole
-    store. The source may be in use: what is copied is its state at one moment. An audit event says so in both.
+    store. The source may be in use: what is copied is its state at one moment. An audit event says so in both. Tables
+    of plugins come along, made by the scripts that the plugins ran.
 
-    JSON: source, target, rows (by table), bytes, head (number and hash), dry_run, since (rows that the source got or
-    lost after that moment, by table), notes.
+    JSON: source, target, place (what was there: missing or empty), rows (by table), bytes, head (number and hash),
+    dry_run, since (rows that the source got or lost after that moment, by table), notes.
     """
     from ..settings import load
 
@@ -47,7 +50,9 @@ def copy(options: Options, to: str, dry_run: bool, as_json: bool) -> None:
             "rows": [f"{table} {count:,}" for table, count in done.rows.items() if count],
             "size": size(done.bytes),
         }
-        if not dry_run:
+        if dry_run:
+            record["place"] = f"fit: {FIT[done.place]}"
+        else:
             record["took"] = f"{duration(round(seconds * 1000))}, {rows / seconds:,.0f} rows a second"
         show_record(record)
         if not dry_run:

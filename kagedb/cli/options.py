@@ -98,6 +98,9 @@ json_option = click.option(
 
 project_option = click.option("--project", metavar="NAME", help="Only what belongs to this project.")
 
+deadline_option = click.option(
+    "--deadline", type=click.FloatRange(min=0), metavar="SECONDS", help="Go on for so long at most, then say how far."
+)
 
 output_option = click.option(
     "-o", "--output", default="-", metavar="FILE", help="A new file; - is standard output.", show_default=True
@@ -114,6 +117,22 @@ def limit_option(command: Callable[..., Any]) -> Callable[..., Any]:
         help="At most so many rows; 0 for all.",
     )
     return decorate(command)
+
+
+def session_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--session ID` of a list."""
+    return click.option("--session", callback=as_ulid, metavar="ID", help="Only those of this session.")(command)
+
+
+def narrowed(query: Any, key: Any, *, session: str | None, project: str | None = None) -> Any:
+    """`query` as `--session` and `--project` want it; `key` is its reference to the session. Raises NotFound."""
+    from ..models import Project, Session
+
+    if session is not None:
+        query = query.where(key == Session.by_id(session).id)
+    if project is not None:
+        query = query.where(key.in_(Session.select(Session.id).where(Session.project == Project.named(project).id)))
+    return query
 
 
 def as_ulid(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

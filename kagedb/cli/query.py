@@ -25,7 +25,7 @@ CELL_CHARACTERS = 100
 @click.argument("sql", required=False)
 @click.argument("values", nargs=-1)
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="The value of :NAME in the query.")
-@click.option("--schema", is_flag=True, help="Show the tables and columns that can be asked.")
+@click.option("--schema", is_flag=True, help="Show the tables, views and columns that can be asked.")
 @click.option("--json", "form", flag_value="json", help="A JSON list with an object for each row.")
 @click.option("--json-lines", "form", flag_value="lines", help="A JSON object on a line for each row.")
 @click.option("--csv", "form", flag_value="csv", help="Comma-separated values, with a heading.")

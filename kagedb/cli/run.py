@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import NotFound
-from .options import Options, as_ulid, json_option, limit_option, output_option, pass_options
+from .options import Options, as_ulid, json_option, limit_option, narrowed, output_option, pass_options, session_option
 from .output import (
     Row,
     duration,
     limited,
+    local_time,
     refuse_terminal,
     show_block,
     show_json,
@@ -34,7 +35,7 @@ def run() -> None:
 
 
 @run.command("list")
-@click.option("--session", metavar="ID", callback=as_ulid, help="Only the runs of this session.")
+@session_option
 @limit_option
 @json_option
 @pass_options
@@ -44,7 +45,7 @@ def list_runs(options: Options, session: str | None, limit: int, as_json: bool) 
     JSON: a list of id, session, parent, agent, state, exit_status, error, started_at, finished_at.
     """
     with options.reading():
-        from ..models import Run, Session
+        from ..models import Run
 
         query = Run.select(
             Run.id,
@@ -57,9 +58,7 @@ def list_runs(options: Options, session: str | None, limit: int, as_json: bool) 
             Run.started_at,
             Run.finished_at,
         ).order_by(Run.id.desc())
-        if session is not None:
-            query = query.where(Run.session == Session.by_id(session))
-        rows = limited(query, limit)
+        rows = limited(narrowed(query, Run.session, session=session), limit)
     for row in rows:
         row["exit"] = row["exit_status"]
         row["took"] = _took(row)
@@ -78,7 +77,8 @@ def show(options: Options, id: str, as_json: bool) -> None:
     """Show a run with its input and output.
 
     JSON: id, session, parent, agent, state, exit_status, error, started_at, finished_at, prompt (project, name,
-    version; null where none was named), attachments (name, kind, size), input, output.
+    version; null where none was named), attachments (name, kind, size), pruned_at (when retention removed input, output
+    and attachments, or null), input, output.
     """
     with options.reading():
         from ..models import Run, RunAttachment
@@ -96,7 +96,14 @@ def show(options: Options, id: str, as_json: bool) -> None:
             prompt = {"project": named.project.name, "name": named.name, "version": version.version}
     if as_json:
         show_json(
-            {**record, "prompt": prompt, "attachments": attachments, "input": found.input, "output": found.output}
+            {
+                **record,
+                "prompt": prompt,
+                "attachments": attachments,
+                "pruned_at": found.pruned_at,
+                "input": found.input,
+                "output": found.output,
+            }
         )
         return
     error = record.pop("error")
@@ -110,6 +117,9 @@ def show(options: Options, id: str, as_json: bool) -> None:
     )
     if error is not None:
         show_block("error", error)
+    if found.pruned_at is not None:
+        click.echo(f"\ninput, output and attachments were pruned: {local_time(found.pruned_at)}")
+        return
     show_block("input", found.input)
     if found.output is not None:
         show_block("output", found.output)

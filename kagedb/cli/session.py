@@ -10,7 +10,7 @@ from .output import limited, show_block, show_json, show_list, show_record
 
 @click.group
 def session() -> None:
-    """List and show sessions."""
+    """List, show and pin sessions."""
 
 
 @session.command("list")
@@ -21,7 +21,7 @@ def session() -> None:
 def list_sessions(options: Options, project: str | None, limit: int, as_json: bool) -> None:
     """List the sessions, newest first.
 
-    JSON: a list of id, project, state, title, created_at, attached_at, detached_at, ended_at.
+    JSON: a list of id, project, state, title, created_at, attached_at, detached_at, ended_at, pinned.
     """
     with options.reading():
         from ..models import Project, Session
@@ -36,6 +36,7 @@ def list_sessions(options: Options, project: str | None, limit: int, as_json: bo
                 Session.attached_at,
                 Session.detached_at,
                 Session.ended_at,
+                Session.pinned,
             )
             .join(Project)
             .order_by(Session.id.desc())
@@ -44,7 +45,11 @@ def list_sessions(options: Options, project: str | None, limit: int, as_json: bo
             query = query.where(Session.project == Project.named(project))
         rows = limited(query, limit)
     show_list(
-        rows, ["id", "state", "created_at", "ended_at", "project", "title"], options, as_json=as_json, limit=limit
+        rows,
+        ["id", "state", "pinned", "created_at", "ended_at", "project", "title"],
+        options,
+        as_json=as_json,
+        limit=limit,
     )
 
 
@@ -55,7 +60,8 @@ def list_sessions(options: Options, project: str | None, limit: int, as_json: bo
 def show(options: Options, id: str, as_json: bool) -> None:
     """Show a session.
 
-    JSON: id, project, state, title, created_at, attached_at, detached_at, ended_at, runs (state: how many), metadata.
+    JSON: id, project, state, title, created_at, attached_at, detached_at, ended_at, pinned, runs (state: how many),
+    metadata.
     """
     with options.reading():
         from peewee import fn
@@ -63,7 +69,7 @@ def show(options: Options, id: str, as_json: bool) -> None:
         from ..models import Run, Session
 
         found = Session.by_id(id)
-        keys = ("state", "title", "created_at", "attached_at", "detached_at", "ended_at")
+        keys = ("state", "title", "created_at", "attached_at", "detached_at", "ended_at", "pinned")
         record = {"id": found.id, "project": found.project.name, **{key: getattr(found, key) for key in keys}}
         counts = Run.select(Run.state, fn.COUNT(Run.id)).where(Run.session == found).group_by(Run.state)
         runs = dict(counts.order_by(Run.state).tuples())
@@ -73,3 +79,25 @@ def show(options: Options, id: str, as_json: bool) -> None:
     show_record({**record, "runs": [f"{count:,} {state}" for state, count in runs.items()]})
     if found.metadata:
         show_block("metadata", found.metadata)
+
+
+@session.command
+@click.argument("id", callback=as_ulid)
+@pass_options
+def pin(options: Options, id: str) -> None:
+    """Keep a session and all that is below it, whatever is pruned."""
+    with options.writing():
+        from ..models import Session
+
+        Session.by_id(id).pin()
+
+
+@session.command
+@click.argument("id", callback=as_ulid)
+@pass_options
+def unpin(options: Options, id: str) -> None:
+    """Let pruning remove a session and what is below it again."""
+    with options.writing():
+        from ..models import Session
+
+        Session.by_id(id).unpin()

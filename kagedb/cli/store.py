@@ -44,8 +44,9 @@ def status(options: Options, as_json: bool) -> None:
     Its place, size, rows, and who has it. Changes nothing; works beside the daemon, and on a store that is not
     migrated yet.
 
-    JSON: place, origin, mode, engine, library, schema, pending, bytes_by_part, rows, owner (pid, description),
-    newest_at, backup_at (when the newest verified backup was made), warnings.
+    JSON: place, origin, mode, engine, library, schema, pending, bytes_by_part, free_bytes (what holds nothing, about),
+    writer_busy_percent (how often somebody wrote while it was looked), rows, owner (pid, description), newest_at,
+    backup_at (when the newest verified backup was made), warnings.
     """
     with options.reading(any_schema=True) as storage:
         # It imports the store, which `kaged --help` must not.
@@ -65,6 +66,8 @@ def status(options: Options, as_json: bool) -> None:
             "engine": found.library,
             "schema": f"{found.schema} ({pending})",
             "size": [f"{part} {size(count)}" for part, count in found.bytes_by_part.items()],
+            "free": size(found.free_bytes),
+            "writer": f"busy {found.writer_busy_percent} % of the time",
             "rows": rows or "none",
             "newest row": local_time(found.newest_at),
             "backup": local_time(found.backup_at) if found.backup_at else "none that is verified",

@@ -1,4 +1,4 @@
-"""`kaged systemd`: the timers that back up, verify and check, for the system or for one user."""
+"""`kaged systemd`: the timers that back up every night and look after the store every week, of the system or a user."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group
 def systemd() -> None:
-    """Back up, verify and check by timers of systemd."""
+    """Back up, prune, compact, check and verify by timers."""
 
 
 @systemd.command

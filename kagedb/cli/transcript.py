@@ -10,8 +10,18 @@ from typing import Any
 
 import click
 
-from .options import Options, as_ulid, json_option, limit_option, output_option, pass_options, project_option
-from .output import duration, show_json, show_list, show_record, show_table, size, visible, write_out
+from .options import (
+    Options,
+    as_ulid,
+    json_option,
+    limit_option,
+    narrowed,
+    output_option,
+    pass_options,
+    project_option,
+    session_option,
+)
+from .output import duration, limited, show_json, show_list, show_record, show_table, size, visible, write_out
 
 TAIL_LINES = 100
 """Lines of a tail where --lines says nothing: a few screens."""
@@ -41,7 +51,7 @@ def transcript() -> None:
 
 @transcript.command("list")
 @project_option
-@click.option("--session", callback=as_ulid, metavar="ID", help="Only those of this session.")
+@session_option
 @limit_option
 @json_option
 @pass_options
@@ -52,16 +62,11 @@ def list_transcripts(options: Options, project: str | None, session: str | None,
     duration_ms, output_bytes, stored_bytes, chunks.
     """
     with options.reading():
-        from ..models import Project, Session, Transcript
+        from ..models import Transcript
 
-        query = Transcript.select(Transcript.id).join(Session).where(Transcript.continues.is_null())
-        if project is not None:
-            query = query.where(Session.project == Project.named(project))
-        if session is not None:
-            query = query.where(Transcript.session == Session.by_id(session))
-        query = query.order_by(Transcript.id.desc())
-        found = [row[0] for row in (query.limit(limit + 1) if limit else query).tuples()]
-        rows = [_described(Transcript.by_id(id)) for id in found]
+        query = Transcript.select(Transcript.id).where(Transcript.continues.is_null()).order_by(Transcript.id.desc())
+        found = limited(narrowed(query, Transcript.session, session=session, project=project), limit)
+        rows = [_described(Transcript.by_id(row["id"])) for row in found]
     shown = ["id", "created_at", "duration", "output", "stored", "project", "title"]
     if not as_json:
         rows = [_readable(row) for row in rows]

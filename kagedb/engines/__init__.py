@@ -10,7 +10,18 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 MODULES_IMPORTED_LATER = tuple(
-    f"{__name__}.{name}" for name in ("postgres_query", "postgres_transfer", "sqlite_query", "sqlite_transfer")
+    f"{__name__}.{name}"
+    for name in (
+        "compacting",
+        "copy_text",
+        "postgres_compact",
+        "postgres_query",
+        "postgres_transfer",
+        "sqlite_compact",
+        "sqlite_query",
+        "sqlite_transfer",
+        "sqlite_wreck",
+    )
 )
 """What the engines import when it is needed, for whoever must import everything beforehand."""
 

@@ -61,8 +61,18 @@ class Contents(ABC):
         """Every table, by name; those of plugins and the history too."""
 
     @abstractmethod
+    def count(self, table: Table) -> int:
+        """How many rows it has."""
+
+    @abstractmethod
     def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
         """The rows in the order of their keys, as plain values in the order of `table.columns`; in constant memory."""
+
+    def lines(self, table: Table) -> Iterator[bytes]:
+        """The same rows as text, in pieces of whole lines; copy_text.py says which text."""
+        from .copy_text import lines_of
+
+        return lines_of(self.rows(table), table)
 
     @abstractmethod
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
@@ -71,6 +81,13 @@ class Contents(ABC):
     @abstractmethod
     def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a long query, in constant memory."""
+
+    @abstractmethod
+    def give_up_beyond(self, log_bytes: int) -> None:
+        """Raise StorageBusy in what is read from now on, where a log grows because this state is held.
+
+        It may get twice as large as that, or as much larger than it is now.
+        """
 
     @abstractmethod
     def damage(self) -> list[str]:

@@ -110,6 +110,10 @@ class StoreDatabase(peewee.Database):  # type: ignore[misc]
     def json_text(self, field: Any, keys: tuple[str | int, ...]) -> Any:
         raise NotImplementedError
 
+    def text_bytes(self, column: str) -> str:
+        """SQL for the bytes that a column of text or JSON takes, in UTF-8; NULL where it is."""
+        raise NotImplementedError
+
     # Connections.
 
     def connect(self, reuse_if_open: bool = False) -> bool:

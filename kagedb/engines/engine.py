@@ -6,21 +6,27 @@ between processes, its catalogue, and the few whole-store operations that only i
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from ..settings import Settings
     from .archive import Archiver, Contents
+    from .compacting import Compaction
     from .database import StoreDatabase
     from .query import Answer
+    from .salvage import Wreck
     from .transfer import Receiver
 
 HISTORY_TABLE = "schema_migration"
 """The table of applied migrations; a place that has it is a kaged store."""
+
+PLUGIN_TABLE = re.compile(r"p_.+__")
+"""Tables and views of plugins, which have a ledger of their own and are not part of the schema."""
 
 STARTER_WAIT_SECONDS = 600.0
 """How long a starter waits for another one's migration: it copies and rewrites the whole store, minutes on a card."""
@@ -49,6 +55,8 @@ class Figures(NamedTuple):
     """Part of the store to bytes, e.g. {"database": ..., "wal": ...}."""
     warnings: Sequence[str] = ()
     """What the operator should know of this library or place; each says what mends it."""
+    free_bytes: int = 0
+    """Of those bytes, what holds nothing and `compact` would give back or make usable again, about."""
 
 
 class Engine(ABC):
@@ -133,6 +141,10 @@ class Engine(ABC):
         """The store's tables, sorted by name."""
 
     @abstractmethod
+    def views(self) -> dict[str, tuple[str, ...]]:
+        """The store's views, sorted by name, with the columns of each in their order."""
+
+    @abstractmethod
     def catalogue(self) -> list[str]:
         """The schema as sorted lines: columns, types, collations, keys, indexes, constraints, triggers and their state.
 
@@ -165,6 +177,14 @@ class Engine(ABC):
         """How the place becomes the target of a copy (transfer.py)."""
 
     @abstractmethod
+    def wreck(self, make: Callable[[Engine], None]) -> AbstractContextManager[Wreck]:
+        """What can be read of a damaged store (salvage.py), kept from everybody else; the engine is not opened.
+
+        `make` makes the tables of this version in a fresh engine. Raises StorageNotFound, StorageInUse; StorageCorrupt
+        where nothing looks like a store; StateError where the files are not ours to read.
+        """
+
+    @abstractmethod
     def reading(self) -> AbstractContextManager[Contents]:
         """The store as it is at one moment, through a connection of its own, for as long as the block lasts."""
 
@@ -186,6 +206,33 @@ class Engine(ABC):
 
         Raises StorageBusy where a reader keeps them there. The file system and the disk may still hold them.
         """
+
+    @abstractmethod
+    def compact(self, run: Compaction) -> None:
+        """Give back the space that holds nothing, beside whoever reads and writes, and the marks that are missing.
+
+        Says in `run` what came of it. Raises StorageInUse where it needs the store to itself, StorageFull.
+        """
+
+    @contextmanager
+    def gently(self) -> Iterator[Callable[[int], float]]:
+        """While the block lasts, no commit of this thread does work for others that can be done in a turn of its own.
+
+        Gives what does it: to be called after each transaction with the pages that it has written, about. That gives
+        the seconds for which it kept other writers waiting.
+        """
+        yield lambda pages: 0.0
+
+    @abstractmethod
+    def until(self, moment: float) -> AbstractContextManager[None]:
+        """End what this thread asks inside the block at `moment` (time.monotonic()): it raises TimeIsUp.
+
+        The block is a short part of a snapshot; Ctrl-C is seen in it where one statement takes long.
+        """
+
+    @abstractmethod
+    def writer(self) -> Holder | None:
+        """Who has the turn to write at this moment, other than this process."""
 
     @abstractmethod
     def damage(self) -> list[str]:

@@ -43,6 +43,10 @@ class PluginTables(ABC):
         """
 
     @abstractmethod
+    def require_granted(self, plugin: str) -> None:
+        """Raises StorageForbidden where the operator has to grant something before the plugin can have tables."""
+
+    @abstractmethod
     def tables(self, plugin: str) -> list[str]:
         """The plugin's tables, sorted by name; none where it cannot have any."""
 

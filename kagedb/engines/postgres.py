@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import StorageForbidden, StorageNotFound
+from ..errors import StateError, StorageForbidden, StorageNotFound
 from ..fields import Limits
 from ..settings import Settings
 from . import forks, postgres_catalogue
@@ -21,10 +21,14 @@ from .ddl import PostgresDDL
 from .engine import HISTORY_TABLE, Figures
 from .postgres_database import PostgresStoreDatabase
 from .postgres_locks import PostgresLocks
+from .postgres_server import QUERY_CANCELED, timeout_ms
 
 if TYPE_CHECKING:
     from .archive import Archiver, Contents
+    from .compacting import Compaction
+    from .engine import Engine
     from .query import Answer
+    from .salvage import Wreck
     from .transfer import Receiver
 
 
@@ -108,6 +112,11 @@ class PostgresEngine(PostgresLocks):
         self.database.statement_done()
         return found
 
+    def views(self) -> dict[str, tuple[str, ...]]:
+        found = postgres_catalogue.views(self.database, self.schema)
+        self.database.statement_done()
+        return found
+
     def catalogue(self) -> list[str]:
         found = postgres_catalogue.catalogue(self.database, self.schema)
         self.database.statement_done()
@@ -115,10 +124,12 @@ class PostgresEngine(PostgresLocks):
 
     def change_schema(self, work: Callable[[], None]) -> None:
         with self.database.atomic():
-            self._make_schema()
+            if not self.require_schema():
+                self.database.raw(f'CREATE SCHEMA "{self.schema}"')
             work()
 
-    def _make_schema(self) -> None:
+    def require_schema(self) -> bool:
+        """Whether the schema is there. Raises StorageForbidden where this role may not make it, or a table in it."""
         raw = self.database.raw
         exists, usable, allowed, role, database = raw(
             "SELECT n.oid IS NOT NULL, COALESCE(has_schema_privilege(n.oid, 'USAGE, CREATE'), FALSE),"
@@ -136,22 +147,23 @@ class PostgresEngine(PostgresLocks):
                 f'the role "{role}" may not make the schema "{self.schema}" in the database "{database}"',
                 f'let somebody who may run: CREATE SCHEMA "{self.schema}" AUTHORIZATION "{role}";',
             )
-        if not exists:
-            raw(f'CREATE SCHEMA "{self.schema}"')
+        return bool(exists)
 
     # Whole-store words.
 
     def figures(self) -> Figures:
         raw = self.database.raw
         version = raw("SHOW server_version").fetchone()[0]
-        tables, indexes = raw(
-            "SELECT COALESCE(SUM(pg_table_size(c.oid)), 0)::bigint, COALESCE(SUM(pg_indexes_size(c.oid)), 0)::bigint"
+        tables, indexes, dead = raw(
+            "SELECT COALESCE(SUM(pg_table_size(c.oid)), 0)::bigint, COALESCE(SUM(pg_indexes_size(c.oid)), 0)::bigint,"
+            " COALESCE(SUM(pg_table_size(c.oid) * s.n_dead_tup / NULLIF(s.n_live_tup + s.n_dead_tup, 0)), 0)::bigint"
             " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = ? AND c.relkind = 'r'",
-            (self.schema,),
+            " LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid"
+            " WHERE (n.nspname = ? OR starts_with(n.nspname, ? || '_p_')) AND c.relkind = 'r'",
+            (self.schema, self.schema),
         ).fetchone()
         self.database.statement_done()
-        return Figures(f"PostgreSQL {version}", {"tables": tables, "indexes": indexes})
+        return Figures(f"PostgreSQL {version}", {"tables": tables, "indexes": indexes}, (), dead)
 
     def size_bytes(self) -> int:
         return sum(self.figures().bytes_by_part.values())
@@ -165,6 +177,12 @@ class PostgresEngine(PostgresLocks):
         from .postgres_transfer import PostgresReceiver
 
         return PostgresReceiver(self)
+
+    def wreck(self, make: Callable[[Engine], None]) -> AbstractContextManager[Wreck]:
+        raise StateError(
+            f"{self.place} is in the files of a server, which only the server's own tools can read past damage",
+            "restore a backup: kaged restore --latest; without one, save what pg_dump still gives, table by table",
+        )
 
     def reading(self) -> AbstractContextManager[Contents]:
         from . import postgres_query
@@ -183,9 +201,36 @@ class PostgresEngine(PostgresLocks):
         # Plain VACUUM leaves the bytes of dead rows in their pages until something is written over them.
         self.database.execute_sql(f'VACUUM FULL "{table}"')
 
+    def compact(self, run: Compaction) -> None:
+        from . import postgres_compact
+
+        postgres_compact.compact(self, run)
+
+    @contextmanager
+    def until(self, moment: float) -> Iterator[None]:
+        from .compacting import TimeIsUp
+
+        raw = self.database.raw
+        # A statement that is ended breaks its transaction, and with it the snapshot that the block is a part of.
+        raw("SAVEPOINT bounded")
+        raw(f"SET LOCAL statement_timeout = {timeout_ms(moment)}")
+        try:
+            yield
+        except Exception as error:
+            if getattr(getattr(error, "orig", error), "pgcode", "") != QUERY_CANCELED:
+                raise
+            raw("ROLLBACK TO SAVEPOINT bounded")
+            raise TimeIsUp() from error
+        else:
+            raw("ROLLBACK TO SAVEPOINT bounded")
+
     def damage(self) -> list[str]:
-        """The server enforces references itself, and its pages are for its own tools to check."""
-        return []
+        """References and indexes, and every row read to its end, which finds pages that are damaged."""
+        from . import postgres_contents
+
+        found = postgres_contents.damage_of(self.database.raw, self.schema)
+        self.database.statement_done()
+        return found
 
     def exposed(self) -> list[str]:
         return []

@@ -20,9 +20,11 @@ from ..errors import KagedError, StorageCorrupt, StorageError, StorageForbidden
 from . import postgres_tools as tools
 from .archive import COPY, FIRST_OF_HISTORY, INTEGER, Archiver, Contents, Pace, Present, Reader, Table
 from .places import make_private_file, sync_file
-from .postgres_contents import PostgresContents
+from .postgres_contents import PostgresContents, plugin_schemas, table_names
+from .postgres_plugin_schemas import PluginSchemas
 from .postgres_server import driver
 from .sqlite_contents import CACHE_KIB, SqliteContents, quoted, sqlite3, translated
+from .syncing import syncing
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -36,6 +38,11 @@ LOCK_WAIT_MS = 60_000
 
 THROTTLED_BYTES = 64 * 1024
 """Written at a time where a rate is given: what a pipe of Linux holds."""
+
+TIME_ZONE = "UTC"
+
+PLAIN_TEXT = f"SET LOCAL TimeZone = '{TIME_ZONE}'; SET LOCAL DateStyle = ISO; SET LOCAL IntervalStyle = postgres"
+"""How times are written by pg_dump, which sets the last two itself: wherever a set is read back, they look the same."""
 
 LOAD_BYTES = 1 << 20
 """Handed to the server at a time: a row of terminal output takes 33 KB of text."""
@@ -104,12 +111,15 @@ class PostgresArchiver(PostgresReader, Archiver):
     @contextmanager
     def copy(self, target: Path, form: str, pace: Pace, *, packed: bool) -> Iterator[Contents]:
         make_private_file(target)
-        with self._errors(), self._snapshot() as (connection, snapshot):
+        with self._errors(), syncing(target), self._snapshot() as (connection, snapshot):
+            contents = PostgresContents(connection, self.engine.schema, self.plugin_schemas(connection))
             where, environment = tools.arguments_for(connection, self.settings.url.dsn or "")
+            # Of a plugin's own columns; as the digests of the same snapshot read them.
+            environment["PGTZ"] = TIME_ZONE
             command = [
                 tools.find(self.settings, "pg_dump"),
                 f"--dbname={where}",
-                f"--schema={quoted(self.engine.schema)}",
+                *(f"--schema={quoted(schema)}" for schema in contents.schemas),
                 f"--snapshot={snapshot}",
                 f"--lock-wait-timeout={LOCK_WAIT_MS}",
                 "--no-password",
@@ -124,14 +134,27 @@ class PostgresArchiver(PostgresReader, Archiver):
             if pace.bytes_per_second:
                 with tools.running(command, environment, scrub, stdout=-1) as child, open(target, "wb") as file:
                     with _Throttle(child.stdout, file, pace.bytes_per_second):
-                        yield PostgresContents(connection, self.engine.schema)
+                        yield contents
             else:
                 with tools.running(command, environment, scrub):
-                    yield PostgresContents(connection, self.engine.schema)
+                    yield contents
             sync_file(target)
             if pace.progress is not None:
                 size = target.stat().st_size
                 pace.progress(size, size)
+
+    def plugin_schemas(self, connection: Any) -> list[str]:
+        """Those that have something, as the snapshot of `connection` has them. Raises StorageForbidden."""
+        contents = PostgresContents(connection, self.engine.schema)
+        found = [name for name, used in plugin_schemas(contents.raw, self.engine.schema).items() if used]
+        for name in found:
+            readable, role = contents.raw("SELECT has_schema_privilege(?, 'USAGE'), current_user", (name,)).fetchone()
+            if not readable:
+                raise StorageForbidden(
+                    f'the role "{role}" may not read the schema "{name}" of a plugin',
+                    f'let somebody who may run: GRANT "{name}" TO "{role}";',
+                )
+        return found
 
     @contextmanager
     def _snapshot(self) -> Iterator[tuple[Any, str]]:
@@ -139,6 +162,7 @@ class PostgresArchiver(PostgresReader, Archiver):
         try:
             with connection.cursor() as cursor:
                 cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                cursor.execute(PLAIN_TEXT)
                 cursor.execute("SELECT pg_export_snapshot()")
                 yield connection, cursor.fetchone()[0]
         finally:
@@ -179,21 +203,33 @@ class PostgresArchiver(PostgresReader, Archiver):
         engine, database = self.engine, self.engine.database
         schema = engine.schema
         with self._errors(), database.atomic():
-            kept = self._move_aside()
+            plugins = PluginSchemas(database.raw, schema)
+            kept = self._kept_name()
+            there = self._move_aside(kept)
+            plugins.move_aside(kept)
             with self._text(data, form) as text:
-                self._run(text)
+                self._run(text, plugins)
             # The dump's own text has emptied the path.
             database.raw(f'SET search_path = "{schema}"')
+            database.raw(PLAIN_TEXT)
             if database.raw("SELECT to_regnamespace(?) IS NULL", (quoted(schema),)).fetchone()[0]:
                 raise StorageCorrupt(
                     f"the set has no schema {schema}", "set storage.schema to that of the store it was made of"
                 )
-            check(PostgresContents(database.connection(), schema))
-            record(kept)
-        return kept
+            check(PostgresContents(database.connection(), schema, plugins.brought))
+            plugins.give_back()
+            record(kept if there else "")
+        return kept if there else ""
 
-    def _move_aside(self) -> str:
-        """Rename the schema that is there; gives its new name, "" where there is none."""
+    def _kept_name(self) -> str:
+        stamp = time.strftime("%Y%m%dt%H%M%Sz", time.gmtime())
+        suffixes = ("", *(f"_{number}" for number in range(2, 100)))
+        names = (f"{self.engine.schema[:27]}_before_restore_{stamp}{suffix}" for suffix in suffixes)
+        raw = self.engine.database.raw
+        return next(name for name in names if raw("SELECT to_regnamespace(?) IS NULL", (quoted(name),)).fetchone()[0])
+
+    def _move_aside(self, kept: str) -> bool:
+        """Rename the schema that is there to `kept`; whether there was one."""
         raw, schema = self.engine.database.raw, self.engine.schema
         exists, owner, may_create, role, database = raw(
             "SELECT n.oid IS NOT NULL, COALESCE(pg_has_role(n.nspowner, 'USAGE'), TRUE),"
@@ -211,18 +247,15 @@ class PostgresArchiver(PostgresReader, Archiver):
                 f'the role "{role}" may not exchange the schema "{schema}" of the database "{database}"',
                 f"let somebody who may run: {sql};",
             )
-        if not exists:
-            return ""
-        stamp = time.strftime("%Y%m%dt%H%M%Sz", time.gmtime())
-        names = (f"{schema[:30]}_before_restore_{stamp}{suffix}" for suffix in ("", *(f"_{n}" for n in range(2, 100))))
-        kept = next(name for name in names if raw("SELECT to_regnamespace(?) IS NULL", (quoted(name),)).fetchone()[0])
-        raw(f'ALTER SCHEMA "{schema}" RENAME TO "{kept}"')
-        return kept
+        if exists:
+            raw(f'ALTER SCHEMA "{schema}" RENAME TO "{kept}"')
+        return bool(exists)
 
-    def _run(self, text: IO[bytes]) -> None:
+    def _run(self, text: IO[bytes], plugins: PluginSchemas) -> None:
         cursor = self.engine.database.connection().cursor()
         for piece in tools.pieces(text):
             if isinstance(piece, tools.Script):
+                plugins.require_roles(piece.sql)
                 cursor.execute(piece.sql)
             else:
                 cursor.copy_expert(piece.copy, _Lines(piece.lines), LOAD_BYTES)
@@ -290,7 +323,7 @@ def _load(connection: Any, text: IO[bytes], tables: dict[str, Table]) -> None:
         connection.execute(f"CREATE TABLE {quoted(table.name)} ({columns})")
     for piece in tools.pieces(text):
         if isinstance(piece, tools.Rows):
-            known = tables.get(piece.table)
+            known = next((tables[name] for name in table_names(piece.schema, piece.table) if name in tables), None)
             if known is None or set(piece.columns) != set(known.columns):
                 raise StorageCorrupt(
                     f"the dump has a table {piece.table} that the manifest does not describe",

@@ -9,17 +9,17 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .engine import PLUGIN_TABLE
+
 if TYPE_CHECKING:
     from .database import StoreDatabase
-
-PLUGIN_TABLE = re.compile(r"p_.+__")
-"""Tables of plugins have a ledger of their own and are not part of the schema."""
 
 # A child table, even in another schema, adds its rows to what a query of its parent gives.
 _RELATIONS = (
     "SELECT c.relname, c.relkind, c.relpersistence, c.relrowsecurity,"
     " EXISTS (SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),"
-    " CASE WHEN c.relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid) END FROM pg_class c"
+    " CASE WHEN c.relkind IN ('v', 'm') THEN concat_ws(' ', c.reloptions::text, pg_get_viewdef(c.oid)) END"
+    " FROM pg_class c"
     " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = ? AND c.relkind NOT IN ('i', 'I', 't', 'c')"
 )
 _COLUMNS = (
@@ -29,6 +29,12 @@ _COLUMNS = (
     " LEFT JOIN pg_collation l ON l.oid = a.attcollation AND l.collname <> 'default'"
     " LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
     " WHERE n.nspname = ? AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped"
+)
+_VIEWS = (
+    "SELECT c.relname, array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a"
+    " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = ? AND c.relkind = 'v' AND a.attnum > 0 AND NOT a.attisdropped"
+    ' GROUP BY c.relname ORDER BY c.relname COLLATE "C"'
 )
 # 'n' and 't': NOT NULL is in the columns (PostgreSQL 18 also lists it here), triggers have their own query.
 _CONSTRAINTS = (
@@ -71,6 +77,10 @@ _KINDS = {
 
 def tables(database: StoreDatabase, schema: str) -> list[str]:
     return sorted(row[0] for row in _rows(database, _RELATIONS, schema) if row[1] == "r")
+
+
+def views(database: StoreDatabase, schema: str) -> dict[str, tuple[str, ...]]:
+    return {view: tuple(columns) for view, columns in _rows(database, _VIEWS, schema)}
 
 
 def catalogue(database: StoreDatabase, schema: str) -> list[str]:

@@ -227,6 +227,9 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
             self.statement_done()
             raise
 
+    def text_bytes(self, column: str) -> str:
+        return f"octet_length({column}::text)"
+
     def json_text(self, field: Any, keys: tuple[str | int, ...]) -> Any:
         parts: list[Any] = [field]
         for key in keys[:-1]:

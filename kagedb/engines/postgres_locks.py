@@ -164,6 +164,9 @@ class PostgresLocks(Engine):
     def owner(self) -> Holder | None:
         return self.holder("owner")
 
+    def writer(self) -> Holder | None:
+        return self.holder("writer")
+
     def holder(self, lock: str) -> Holder | None:
         """Who holds the lock, other than this process's connection for locks."""
         key = self.key(lock) & 0xFFFFFFFFFFFFFFFF

@@ -57,17 +57,23 @@ class PostgresPluginTables(PluginTables):
         if role in self._granted:
             return
         row = self.database.raw(
-            "SELECT current_user::text, pg_has_role(r.oid, 'MEMBER') AND n.nspowner = r.oid,"
+            "SELECT current_user::text, r.oid IS NOT NULL, pg_has_role(r.oid, 'MEMBER'), n.nspowner = r.oid,"
             " r.rolsuper OR pg_has_role(r.rolname, current_user, 'MEMBER')"
             " FROM (SELECT 1) one LEFT JOIN pg_roles r ON r.rolname = ? LEFT JOIN pg_namespace n ON n.nspname = ?",
             (role, role),
         ).fetchone()
-        me, granted, mighty = row
-        if not granted:
+        me, exists, member, owns, mighty = row
+        # A role is one for all databases of the server, a schema is not.
+        lacking = [] if exists else [f'CREATE ROLE "{role}" NOLOGIN;']
+        lacking += [] if member else [f'GRANT "{role}" TO "{me}";']
+        if owns is None:
+            lacking.append(f'CREATE SCHEMA "{role}" AUTHORIZATION "{role}";')
+        elif not owns:
+            lacking.append(f'ALTER SCHEMA "{role}" OWNER TO "{role}";')
+        if lacking:
             raise StorageForbidden(
                 f"the plugin {plugin!r} has no role and schema of its own in the PostgreSQL database",
-                f'let somebody who may run: CREATE ROLE "{role}" NOLOGIN; GRANT "{role}" TO "{me}";'
-                f' CREATE SCHEMA "{role}" AUTHORIZATION "{role}";',
+                f"let somebody who may run: {' '.join(lacking)}",
             )
         if mighty:
             raise StorageForbidden(
@@ -85,6 +91,10 @@ class PostgresPluginTables(PluginTables):
         ).fetchone()
         if row is not None:
             raise refusal(plugin, row[0])
+
+    def require_granted(self, plugin: str) -> None:
+        self._require_grant(plugin, self._role(plugin))
+        self.database.statement_done()
 
     def tables(self, plugin: str) -> list[str]:
         return [name for kind, name in self._objects(plugin) if kind == "r"]

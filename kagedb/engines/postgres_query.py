@@ -29,11 +29,13 @@ _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1"  # the firs
 @contextmanager
 def reading(engine: PostgresEngine) -> Iterator[PostgresContents]:
     """The store as it is at one moment."""
+    from .postgres_archive import PLAIN_TEXT, PostgresArchiver
+
     connection = engine.server.connect()
     try:
         with connection.cursor() as cursor:
-            cursor.execute(_BEGIN)
-        yield PostgresContents(connection, engine.schema)
+            cursor.execute(f"{_BEGIN}; {PLAIN_TEXT}")
+        yield PostgresContents(connection, engine.schema, PostgresArchiver(engine).plugin_schemas(connection))
     except driver.Error as error:
         raise _translated(engine, error) from error
     finally:
@@ -47,7 +49,7 @@ def answer(engine: PostgresEngine, sql: str, named: Mapping[str, str], positiona
     connection = engine.server.connect(application_name="kaged query")
     try:
         extras.register_default_jsonb(connection, loads=str)
-        with connection.cursor() as cursor, _Beside(connection) as beside:
+        with connection.cursor() as cursor, Beside(connection) as beside:
 
             def literal(text: str) -> str:
                 quoted: bytes = cursor.mogrify("%s", (text,))
@@ -65,7 +67,7 @@ def answer(engine: PostgresEngine, sql: str, named: Mapping[str, str], positiona
         connection.close()
 
 
-def _rows(cursor: Any, beside: _Beside) -> Iterator[Sequence[Any]]:
+def _rows(cursor: Any, beside: Beside) -> Iterator[Sequence[Any]]:
     while True:
         beside.run(lambda: cursor.execute(f"FETCH {FETCH_ROWS} FROM kaged_query"))
         rows = cursor.fetchall()
@@ -74,14 +76,14 @@ def _rows(cursor: Any, beside: _Beside) -> Iterator[Sequence[Any]]:
         yield from rows
 
 
-class _Beside:
+class Beside:
     """Runs calls in a thread of its own: libpq waits without looking for signals, so Ctrl-C cancels from here."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._pool = ThreadPoolExecutor(1, "kaged query")
 
-    def __enter__(self) -> _Beside:
+    def __enter__(self) -> Beside:
         return self
 
     def __exit__(self, *_: object) -> None:

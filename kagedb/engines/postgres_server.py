@@ -27,6 +27,11 @@ USER_TIMEOUT_MS = 60_000
 STARTING_POLL_SECONDS = 0.05
 """Between tries while the server says that it is starting up: after a crash it reads its log for seconds."""
 
+QUERY_CANCELED = "57014"  # SQLSTATE of a statement that its timeout or a request has ended
+
+MOST_TIMEOUT_MS = 2**31 - 1
+"""What statement_timeout takes: 24 days."""
+
 
 class PostgresServer:
     """Opens sessions for one store. Raises SettingsError where psycopg2 is missing or does not understand the URL."""
@@ -189,3 +194,8 @@ def alive(connection: Any) -> bool:
     except driver.Error:
         return False
     return True
+
+
+def timeout_ms(moment: float) -> int:
+    """The statement_timeout that ends a statement at `moment` (time.monotonic())."""
+    return int(min(MOST_TIMEOUT_MS, max(1, (moment - time.monotonic()) * 1000)))

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 VERSION_SECONDS = 60
 """For `--version`; a card that is being written to takes seconds to load a program."""
 
-_COPY_LINE = re.compile(rb'COPY (?:"(?:[^"]|"")+"|\w+)\.("(?:[^"]|"")+"|\w+) \((.*)\) FROM stdin;\n')
+SAID_LINES = 3
+"""Of what a program says when it fails; the query that it ran comes last and is left out."""
+
+_COPY_LINE = re.compile(rb'COPY ("(?:[^"]|"")+"|\w+)\.("(?:[^"]|"")+"|\w+) \((.*)\) FROM stdin;\n')
 _NAME = re.compile(r'"((?:[^"]|"")+)"|(\w+)')
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9A-Fa-f]{1,2}|.)", re.DOTALL)
 _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
@@ -43,6 +46,7 @@ class Script:
 class Rows:
     """A piece of a dump's text: the rows of a table, as lines of COPY, which are read before the next piece."""
 
+    schema: str
     table: str
     columns: list[str]
     lines: Iterator[bytes]
@@ -129,7 +133,8 @@ def running(command: list[str], environment: dict[str, str], scrub: Any, **strea
 def _said(file: IO[bytes]) -> str:
     file.seek(0)
     lines = file.read(10_000).decode(errors="replace").strip().splitlines()
-    return lines[0] if lines else "it said nothing"
+    # What failed, and why: that a table could not be read says less than the server's own words after it.
+    return " ".join(lines[:SAID_LINES]) if lines else "it said nothing"
 
 
 def _failed(program: str, status: int, said: str) -> StorageError | SettingsError:
@@ -140,6 +145,8 @@ def _failed(program: str, status: int, said: str) -> StorageError | SettingsErro
         )
     if "No space left" in said or "Disk quota" in said:
         return StorageFull(f"{program} ran out of room: {said}", "free some space, or name another place")
+    if re.search(r"invalid page|could not read block|data is corrupt|(missing|unexpected) chunk", said):
+        return StorageCorrupt(f"{program} found damage: {said}", "keep the store as it is, and restore a backup")
     if re.search(r"server closed|terminating connection|could not connect|connection to server", said):
         return StorageUnavailable(f"{program} lost the server: {said}", "try again")
     how = f"was ended by signal {-status}" if status < 0 else f"ended with {status}"
@@ -163,8 +170,8 @@ def pieces(text: IO[bytes]) -> Iterator[Script | Rows]:
             yield Script(b"".join(statements).decode())
         statements = []
         block = _Block(text)
-        table, columns = _names(copied[1].decode())[0], _names(copied[2].decode())
-        yield Rows(table, columns, block.lines(), line.decode().rstrip("\n;"))
+        (schema,), (table,), columns = (_names(part.decode()) for part in copied.groups())
+        yield Rows(schema, table, columns, block.lines(), line.decode().rstrip("\n;"))
         if not block.ended:
             raise StorageCorrupt(f"the dump ends inside the rows of {table}", "use another set: kaged backups")
     if any(map(_says_something, statements)):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,14 @@ from .places import (
 )
 from .sqlite_calls import CallGate
 from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
-from .sqlite_locks import RESTORE_NOTE, SqliteLocks
+from .sqlite_locks import RESTORE_DRAFT, RESTORE_NOTE, SqliteLocks
 
 if TYPE_CHECKING:
     from .archive import Archiver, Contents
+    from .compacting import Compaction
+    from .engine import Engine
     from .query import Answer
+    from .salvage import Wreck
     from .transfer import Receiver
 
 OLDEST_VERSION = (3, 38, 0)
@@ -53,9 +57,6 @@ OLDEST_VERSION = (3, 38, 0)
 
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """SQLite without the WAL-reset bug: these in their series, and everything from the first on."""
-
-VACUUM_STEP_PAGES = 250
-"""Pages given back while holding the turn to write: 16 ms at most where it was measured."""
 
 SPARE_BYTES = 16 * 1024 * 1024
 """Free space wanted beyond what a rewrite needs: the journal of the file system and the next hours' work."""
@@ -120,6 +121,12 @@ class SqliteEngine(SqliteLocks):
         if self.path.exists():
             # First, so that no restore puts another file in place of the one that is opened.
             self.share()
+            if not self.read_only:
+                self.beside(RESTORE_DRAFT).unlink(missing_ok=True)
+            if self.read_only and self.beside("-journal").exists() and writable(self.path.parent):
+                from .sqlite_compact import roll_back_journal
+
+                roll_back_journal(self.path)
             self.database.raw("SELECT 1")  # connects, which refuses what is no store
 
     def exists(self) -> bool:
@@ -265,6 +272,9 @@ class SqliteEngine(SqliteLocks):
     def tables(self) -> list[str]:
         return sqlite_catalogue.tables(self.database)
 
+    def views(self) -> dict[str, tuple[str, ...]]:
+        return sqlite_catalogue.views(self.database)
+
     def catalogue(self) -> list[str]:
         return sqlite_catalogue.catalogue(self.database)
 
@@ -321,11 +331,13 @@ class SqliteEngine(SqliteLocks):
 
     # Whole-store words.
 
-    def figures(self) -> Figures:
+    def _sizes(self) -> dict[str, int]:
         parts = {"database": "", "wal": "-wal", "shared memory": "-shm"}
-        sizes = {
+        return {
             part: self.beside(suffix).stat().st_size for part, suffix in parts.items() if self.beside(suffix).exists()
         }
+
+    def figures(self) -> Figures:
         version = sqlite3.sqlite_version_info
         warnings = []
         fixed = version >= FIXED_VERSIONS[0] or any(version[:2] == f[:2] and version >= f for f in FIXED_VERSIONS)
@@ -339,10 +351,13 @@ class SqliteEngine(SqliteLocks):
             if sqlite3.__name__.startswith("pysqlite3")
             else f"Python {sys.version_info[0]}.{sys.version_info[1]}"
         )
-        return Figures(f"SQLite {sqlite3.sqlite_version} ({source})", sizes, warnings)
+        (pages,), (page_bytes,) = (
+            self.database.raw(f"PRAGMA {word}").fetchone() for word in ("freelist_count", "page_size")
+        )
+        return Figures(f"SQLite {sqlite3.sqlite_version} ({source})", self._sizes(), warnings, pages * page_bytes)
 
     def size_bytes(self) -> int:
-        return sum(self.figures().bytes_by_part.values()) if self.path.exists() else 0
+        return sum(self._sizes().values())
 
     def archiver(self) -> Archiver:
         from .sqlite_archive import SqliteArchiver
@@ -353,6 +368,11 @@ class SqliteEngine(SqliteLocks):
         from .sqlite_transfer import SqliteReceiver
 
         return SqliteReceiver(self)
+
+    def wreck(self, make: Callable[[Engine], None]) -> AbstractContextManager[Wreck]:
+        from . import sqlite_wreck
+
+        return sqlite_wreck.wreck(self, make)
 
     def reading(self) -> AbstractContextManager[Contents]:
         from . import sqlite_query
@@ -371,25 +391,46 @@ class SqliteEngine(SqliteLocks):
         free = shutil.disk_usage(self.path.parent).free
         if free < wanted:
             raise StorageFull(
-                f"{self.path.parent} has {free:,} bytes free; a migration of this store may need {wanted:,}",
+                f"{self.path.parent} has {free:,} bytes free; rewriting this store may need {wanted:,}",
                 "free some space first",
             )
 
     def erase_traces(self, table: str) -> None:
-        database = self.database
-        if "auto_vacuum" in self.missing_marks():
-            with database.alone():
-                database.raw("VACUUM")
-        while database.raw("PRAGMA freelist_count").fetchone()[0]:
-            with database.alone():
-                # It frees a page for each row that is fetched.
-                database.raw(f"PRAGMA incremental_vacuum({VACUUM_STEP_PAGES})").fetchall()
-        with database.alone():
-            busy = database.raw("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
+        from . import sqlite_compact
+
+        if not sqlite_compact.erase(self):
             raise StorageBusy(
                 f"a reader of {self.path} keeps removed bytes in its WAL", "do it again when that reader is done"
             )
+
+    def compact(self, run: Compaction) -> None:
+        from . import sqlite_compact
+
+        sqlite_compact.compact(self, run)
+
+    @contextmanager
+    def gently(self) -> Iterator[Callable[[int], float]]:
+        from . import sqlite_compact
+
+        with sqlite_compact.gently(self) as move:
+            yield move
+
+    @contextmanager
+    def until(self, moment: float) -> Iterator[None]:
+        from .compacting import TimeIsUp
+        from .sqlite_contents import INTERRUPTIBLE_STEPS
+
+        connection = self.database.connection()
+        connection.set_progress_handler(lambda: time.monotonic() >= moment, INTERRUPTIBLE_STEPS)
+        try:
+            yield
+        except Exception as error:
+            if getattr(getattr(error, "orig", error), "sqlite_errorname", "") != "SQLITE_INTERRUPT":
+                raise
+            # Else a signal was seen in the handler, out of which SQLite lets no exception.
+            raise (TimeIsUp() if time.monotonic() >= moment else KeyboardInterrupt()) from error
+        finally:
+            connection.set_progress_handler(None, 0)
 
     def damage(self) -> list[str]:
         from .sqlite_contents import damage_told

@@ -28,7 +28,8 @@ from .places import (
     sync_file,
 )
 from .sqlite_contents import CACHE_KIB, SqliteContents, quoted, sqlite3, translated
-from .sqlite_locks import RESTORE_NOTE
+from .sqlite_locks import RESTORE_DRAFT, RESTORE_NOTE
+from .syncing import SYNC_BYTES, Syncs, syncing
 
 if TYPE_CHECKING:
     from .sqlite import SqliteEngine
@@ -92,7 +93,9 @@ class SqliteArchiver(SqliteReader, Archiver):
         try:
             if form != COPY:
                 contents.finished = False
-                _write_statements(contents, target)
+                make_private_file(target)
+                with syncing(target):
+                    _write_statements(contents, target)
             yield contents
         finally:
             contents.close()
@@ -115,8 +118,11 @@ class SqliteArchiver(SqliteReader, Archiver):
                 for connection in (source, copy):
                     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                 page_bytes = source.execute("PRAGMA page_size").fetchone()[0]
-                guard = _Guard(Path(database.database + "-wal"), page_bytes, pace)
-                source.backup(copy, pages=STEP_PAGES, progress=guard.step)
+                # Closing it drops SQLite's locks on the copy, which nobody else has.
+                with open(target, "rb") as written, Syncs(written.fileno()) as syncs:
+                    guard = _Guard(Path(database.database + "-wal"), page_bytes, pace, syncs)
+                    source.backup(copy, pages=STEP_PAGES, progress=guard.step)
+                    syncs.end()
                 source.execute("ROLLBACK")
                 # In WAL mode it could not be read from read-only media.
                 copy.execute("PRAGMA journal_mode = DELETE")
@@ -216,12 +222,15 @@ class SqliteArchiver(SqliteReader, Archiver):
 
 
 class _Guard:
-    """Called between the steps of a copy: throttles it, tells how far it is, and watches the write-ahead log."""
+    """Called between the steps of a copy: sends it to the disk bit by bit, throttles it, tells how far it is, and
+    watches the write-ahead log."""
 
-    def __init__(self, wal: Path, page_bytes: int, pace: Pace) -> None:
+    def __init__(self, wal: Path, page_bytes: int, pace: Pace, syncs: Syncs) -> None:
         self._wal = wal
         self._page_bytes = page_bytes
         self._pace = pace
+        self._syncs = syncs
+        self._synced = 0
         self._began = time.monotonic()
         before = self._wal_bytes()
         # A log that is large already is reused from its beginning: only what it grows by is this copy's doing.
@@ -230,6 +239,9 @@ class _Guard:
 
     def step(self, status: int, remaining: int, total: int) -> None:
         done = (total - remaining) * self._page_bytes
+        if done - self._synced >= SYNC_BYTES:
+            self._syncs.push()
+            self._synced = done
         if self._pace.progress is not None:
             self._pace.progress(done, total * self._page_bytes)
         while True:
@@ -257,7 +269,7 @@ def _write_statements(contents: SqliteContents, target: Path) -> None:
 
     Python's own is not in every driver.
     """
-    with open(target, "x", encoding="utf-8", newline="", opener=_private) as file:
+    with open(target, "w", encoding="utf-8", newline="") as file:
         file.write("PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\n")
         objects = contents.raw(
             "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -341,8 +353,7 @@ def _exchange(path: Path, aside: Path, kept: Path | None) -> None:
 
 def _note(engine: SqliteEngine, stage: str, kept: str = "") -> None:
     """Say on the disk how far a restore is; the note is always a whole one."""
-    note = engine.beside(RESTORE_NOTE)
-    draft = note.with_name(note.name + ".new")
+    note, draft = engine.beside(RESTORE_NOTE), engine.beside(RESTORE_DRAFT)
     draft.unlink(missing_ok=True)
     with open(draft, "x", opener=_private) as file:
         file.write(f"{stage} {kept}\n")

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from .engine import PLUGIN_TABLE
+
 if TYPE_CHECKING:
     from .database import StoreDatabase
-
-PLUGIN_TABLE = re.compile(r"p_.+__")
-"""Tables of plugins have a ledger of their own and are not part of the schema."""
 
 _TOKEN = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|\w+|\S", re.DOTALL)
 _UNTOLD = frozenset(
@@ -39,6 +38,15 @@ def tables(database: StoreDatabase) -> list[str]:
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     )
     return sorted(name for (name,) in rows.fetchall() if not PLUGIN_TABLE.match(name))
+
+
+def views(database: StoreDatabase) -> dict[str, tuple[str, ...]]:
+    rows = database.raw("SELECT name FROM sqlite_master WHERE type = 'view' ORDER BY name").fetchall()
+    return {
+        name: tuple(row[1] for row in database.raw(f'PRAGMA table_info("{name}")').fetchall())
+        for (name,) in rows
+        if not PLUGIN_TABLE.match(name)
+    }
 
 
 def catalogue(database: StoreDatabase) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from ..errors import StorageCorrupt, StorageError, StorageFull
+from ..errors import StorageBusy, StorageCorrupt, StorageError, StorageFull
 from .archive import BLOB, INTEGER, REAL, TEXT, Contents, Table
 from .places import room_is_out
 
@@ -21,6 +21,9 @@ sqlite3 = peewee.sqlite3
 
 INTERRUPTIBLE_STEPS = 20_000
 """Steps of SQLite's machine between looks for signals: a few milliseconds."""
+
+WATCHFUL_STEPS = 1_000
+"""The same where a log may grow: some eighty rows, be they as large as a megabyte."""
 
 CACHE_KIB = 512
 """Enough for the pages of a tree from its root to a leaf, and some to work on."""
@@ -41,8 +44,9 @@ class SqliteContents(Contents):
         self._tables = tables
         # Everything is read once, in order: a cache would only take memory.
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._log_limit: LogLimit | None = None
         # A signal is seen between two steps only.
-        connection.set_progress_handler(lambda: 0, INTERRUPTIBLE_STEPS)
+        connection.set_progress_handler(self._look, INTERRUPTIBLE_STEPS)
 
     @classmethod
     def open(cls, path: Path, tables: list[Table] | None = None) -> SqliteContents:
@@ -55,6 +59,19 @@ class SqliteContents(Contents):
 
     def close(self) -> None:
         self.connection.close()
+
+    def give_up_beyond(self, log_bytes: int) -> None:
+        self._log_limit = LogLimit(self.path, log_bytes)
+        self.connection.set_progress_handler(self._look, WATCHFUL_STEPS)
+
+    def _look(self) -> bool:
+        """Whether the statement is to be interrupted: an exception would not get out of SQLite."""
+        return self._log_limit is not None and self._log_limit.passed()
+
+    def _error(self, error: Exception) -> BaseException:
+        if self._log_limit is not None and self._log_limit.passed():
+            return self._log_limit.error()
+        return translated(error, self.path)
 
     def tables(self) -> list[Table]:
         if self._tables is not None:
@@ -72,6 +89,10 @@ class SqliteContents(Contents):
         key = [row[1] for row in sorted(found, key=lambda row: int(row[5])) if row[5]]
         return Table(name, tuple(c for c, _ in columns), tuple(kind for _, kind in columns), tuple(key))
 
+    def count(self, table: Table) -> int:
+        (rows,) = self.raw(f"SELECT COUNT(*) FROM {quoted(table.name)}").fetchone()  # noqa: S608
+        return int(rows)
+
     def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
         columns = ", ".join(f"t.{quoted(column)}" for column in table.columns)
         order = ", ".join(f"t.{quoted(column)}" for column in table.key or table.columns)
@@ -81,19 +102,48 @@ class SqliteContents(Contents):
         try:
             return self.connection.execute(sql, params)
         except sqlite3.Error as error:
-            raise translated(error, self.path) from error
+            raise self._error(error) from error
 
     def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self.connection.execute(sql, params)
+            # Not `yield from`, which would close the cursor of whoever goes away in the middle: after the connection.
+            for row in self.connection.execute(sql, params):  # noqa: UP028
+                yield row
         except sqlite3.Error as error:
-            raise translated(error, self.path) from error
+            raise self._error(error) from error
 
     def damage(self) -> list[str]:
         try:
             return damage_told(lambda sql: list(self.stream(sql)))
         except StorageCorrupt as error:
             return [error.message]
+
+
+class LogLimit:
+    """How far the write-ahead log may grow while somebody holds a state of the store at `path`.
+
+    A log that is large already is reused from its beginning: only what it grows by is the holder's doing.
+    """
+
+    def __init__(self, path: Path, log_bytes: int) -> None:
+        self._log = path.with_name(path.name + "-wal")
+        before = self._bytes()
+        self._most = max(2 * log_bytes, before + log_bytes)
+
+    def passed(self) -> bool:
+        return self._bytes() > self._most
+
+    def error(self) -> StorageBusy:
+        return StorageBusy(
+            f"the copy is too slow for what is being written: {self._log} has grown to {self._bytes():,} bytes",
+            "try again when less is written, into a faster place, or raise backup.wal_limit_mib",
+        )
+
+    def _bytes(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except FileNotFoundError:
+            return 0
 
 
 def damage_told(ask: Callable[[str], list[tuple[Any, ...]]]) -> list[str]:

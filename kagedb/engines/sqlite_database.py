@@ -280,6 +280,11 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
     def dialect(self, sql: str) -> str:
         return sql
 
+    def text_bytes(self, column: str) -> str:
+        # Reads no more than the row's header; before it came (3.43), the whole text has to be read.
+        known = sqlite3.sqlite_version_info >= (3, 43)
+        return f"octet_length({column})" if known else f"length(CAST({column} AS BLOB))"
+
     def json_text(self, field: Any, keys: tuple[str | int, ...]) -> Any:
         path = "$" + "".join(f"[{key}]" if isinstance(key, int) else f'."{key}"' for key in keys)
         where = peewee.Value(path, converter=False)
@@ -328,7 +333,7 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return StorageCorrupt(
                 f"{self.database} is damaged or not a SQLite database: {text}",
-                "keep the file as it is, and restore a backup beside it",
+                "keep the file, and restore a backup: kaged restore --latest; without one: kaged salvage --to URL",
             )
         if name.startswith("SQLITE_READONLY"):
             if self._state.snapshot:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import ReadOnlyStorage, StorageInUse
 from .engine import STARTER_WAIT_SECONDS, USE_GRACE_SECONDS, Engine, Holder
-from .locks import MIGRATION, OWNER, USE, LockFile
+from .locks import MIGRATION, OWNER, USE, WRITER, LockFile
 from .places import make_private_file
 
 SHARE_POLL_SECONDS = 0.05
@@ -22,6 +22,9 @@ SHARE_POLL_SECONDS = 0.05
 
 RESTORE_NOTE = ".restore"
 """Ends the name of a file beside the database that is there while a restore is at work, or where one was cut off."""
+
+RESTORE_DRAFT = ".restore.new"
+"""Ends the name of a note that is being written; one that was cut off says nothing."""
 
 
 class SqliteLocks(Engine):
@@ -106,6 +109,10 @@ class SqliteLocks(Engine):
             return Holder(pid)
         # The note of a daemon before this one may still be there.
         return Holder(pid, str(said.get("description", "")) if pid in (0, said.get("pid")) else "")
+
+    def writer(self) -> Holder | None:
+        pid = self._locks.holder(WRITER) if self._locks is not None else None
+        return None if pid is None else Holder(pid)
 
     def release(self) -> None:
         """Give every lock back."""

@@ -44,7 +44,13 @@ def open_reading(engine: SqliteEngine) -> Iterator[Any]:
     database = engine.database
     mode = "mode=ro&immutable=1" if database.immutable else "mode=ro"
     uri = f"file:{urllib.parse.quote(os.fsencode(database.database))}?{mode}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=engine.settings.busy_timeout_ms / 1000)
+    connection = sqlite3.connect(
+        uri,
+        uri=True,
+        isolation_level=None,
+        timeout=engine.settings.busy_timeout_ms / 1000,
+        check_same_thread=False,  # a copy goes on in a thread of its own, one at a time
+    )
     try:
         # A signal is seen between two steps only.
         connection.set_progress_handler(lambda: 0, INTERRUPTIBLE_STEPS)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import peewee
@@ -107,22 +108,8 @@ class StoreTransaction(peewee._callable_context_manager):  # type: ignore[misc]
         if database.read_only:
             raise ReadOnlyStorage("the store was opened to be read", "open it without read_only=True to write")
         durability = self.durability or FULL
-        me = threading.get_ident()
-        # Before the question whether the store is open: whoever closes it says so first, and then looks here.
-        database.busy_threads.add(me)
-        try:
-            database.require_open()
-            if state.closed:
-                database.connect()
-            database.begin_write(durability)
-        except BaseException:
-            database.busy_threads.discard(me)
-            database.statement_done()
-            raise
-        state.forget_transaction()
-        state.task = current_task()
+        _begin(database, partial(database.begin_write, durability))
         state.durability = durability
-        state.began = time.monotonic()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         database = self.database
@@ -200,21 +187,8 @@ class StoreSnapshot(peewee._callable_context_manager):  # type: ignore[misc]
             if not state.snapshot:
                 raise TransactionError("a snapshot inside a write transaction", "read in the transaction itself")
         else:
-            me = threading.get_ident()
-            database.busy_threads.add(me)
-            try:
-                database.require_open()
-                if state.closed:
-                    database.connect()
-                database.begin_snapshot()
-            except BaseException:
-                database.busy_threads.discard(me)
-                database.statement_done()
-                raise
-            state.forget_transaction()
-            state.task = current_task()
+            _begin(database, database.begin_snapshot)
             state.snapshot = True
-            state.began = time.monotonic()
         state.transactions.append(self)
         return self
 
@@ -235,6 +209,25 @@ class StoreSnapshot(peewee._callable_context_manager):  # type: ignore[misc]
             limit = database.slow_transaction_ms * SLOW_SNAPSHOT_FACTOR
             _warn_if_slow(database, began, limit, "a snapshot held back cleaning for")
             database.statement_done()
+
+
+def _begin(database: StoreDatabase, begin: Callable[[], None]) -> None:
+    """Begin what this thread is in until it is left; after an error nothing is begun."""
+    me, state = threading.get_ident(), database._state
+    # Before the question whether the store is open: whoever closes it says so first, and then looks here.
+    database.busy_threads.add(me)
+    try:
+        database.require_open()
+        if state.closed:
+            database.connect()
+        begin()
+    except BaseException:
+        database.busy_threads.discard(me)
+        database.statement_done()
+        raise
+    state.forget_transaction()
+    state.task = current_task()
+    state.began = time.monotonic()
 
 
 def _warn_if_slow(database: StoreDatabase, began: float, limit_ms: int, what: str) -> None:

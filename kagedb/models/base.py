@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import peewee
 
 from ..errors import InvalidValue, NotFound, StorageClosed
-from ..fields import IntegerField, MillisField, NameField, UlidField, check_text
+from ..fields import IntegerField, Limits, MillisField, NameField, UlidField, check_text
 from ..identity import new_ulid, now_ms
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def bind(store: BoundStore | None, refusal: Callable[[], Exception] | None = Non
     """Make `store` the one that the verbs work on; with `refusal`, every verb raises what it gives."""
     global _bound, _refusal
     _bound, _refusal = store, refusal
-    database = store.database if store is not None and refusal is None else None
+    database = store.database if store is not None and refusal is None else NO_DATABASE
     for model in Model.all():
         model._meta.set_database(database)
 
@@ -68,6 +68,21 @@ def bound_store() -> BoundStore:
     if _bound is None:
         raise StorageClosed("no store is open", "open one with kagedb.connect()")
     return _bound
+
+
+class _NoDatabase(peewee.Proxy):  # type: ignore[misc]
+    """What the models have for a database while no store is open: a query says so in the words of the verbs.
+
+    One that was made then, at a module's top perhaps, runs on the store that is open when it is run.
+    """
+
+    limits = Limits()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(bound_store().database, name)
+
+
+NO_DATABASE = _NoDatabase()
 
 
 class TableMaker(peewee.SchemaManager):  # type: ignore[misc]
@@ -146,6 +161,7 @@ class Model(peewee.Model):  # type: ignore[misc]
     _insert: Hot
 
     class Meta:
+        database = NO_DATABASE
         legacy_table_names = False
         schema_manager_class = TableMaker
 

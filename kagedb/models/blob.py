@@ -80,6 +80,11 @@ class Blob(Model):
         return {bytes(digest): bytes(head) for digest, head in rows}
 
     @classmethod
+    def stored_bytes(cls, digests: Iterable[bytes]) -> int:
+        """What those of the digests take that the store has, compressed as they are."""
+        return sum(row[1] for row in cls._look_up('"digest", length("data")', digests))
+
+    @classmethod
     def _look_up(cls, columns: str, digests: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
         database = bound_store().database
         for batch in batches([bytes(digest) for digest in digests]):
@@ -146,6 +151,11 @@ class RunAttachment(Identified):
         """The attachment of that name. Raises NotFound."""
         row = cls._named.one(run=run.id, name=name)
         if row is None:
+            if Run.by_id(run.id).pruned_at is not None:
+                raise NotFound(
+                    f"the attachments of the run {run.id} were pruned",
+                    "raise retention.runs_days and retention.runs_mib in the config, or pin sessions, to keep others",
+                )
             raise NotFound(f"the run {run.id} has no attachment {name!r}", f"list them with: kaged run show {run.id}")
         return cls.from_row(row)
 

@@ -29,13 +29,13 @@ PAUSED, RESUMED = "paused", "resumed"
 class Checkpoint(Identified):
     """One state of a session; `root` is the digest of the blob that its tree begins with.
 
-    `state` is "paused" or, once the session has gone on from it, "resumed". `run` is None for a fork into another
-    session. Nothing of it changes but `state`, `pinned`, and `parent_id` where pruning removes that.
+    `state` is "paused" or, once the session has gone on from it, "resumed". `run_id` is None for a fork into
+    another session. Nothing of it changes but `state`, `pinned`, and `parent_id` where pruning removes that.
     """
 
     session = peewee.ForeignKeyField(Session, backref="checkpoints", index=False)
-    run = peewee.ForeignKeyField(Run, null=True, backref="checkpoints", index=False)
-    # Not a foreign key: it would be looked for at each deletion, and the index for that be written at each pause.
+    # Not foreign keys: they would be looked for at each deletion, and the index for that be written at each pause.
+    run_id = UlidField(null=True)
     parent_id = UlidField(null=True)
     label = NameField(null=True)
     reason = TextField(max_length=TITLE_CHARACTERS)
@@ -111,7 +111,7 @@ class Checkpoint(Identified):
         checkpoint = cls.put(
             id=next_id(cls._newest),
             session=session_id,
-            run=run_id,
+            run_id=run_id,
             parent_id=parent_id,
             label=label,
             reason=reason,
@@ -240,6 +240,10 @@ class Checkpoint(Identified):
     def audited_project(self) -> str | None:
         found = Session._project_of.one(id=self.session_id)
         return None if found is None else str(found[0])
+
+
+# Removing a checkpoint has to look for what was forked from it into other sessions, which alone has no run.
+Checkpoint.add_index(Checkpoint.index(Checkpoint.parent_id, where=Checkpoint.run_id.is_null()))
 
 
 class CheckpointHead(Model):

@@ -61,26 +61,15 @@ class PluginDatabase:
         StorageForbidden for what is not the plugin's, InvalidValue for another kind of statement, StateError where the
         plugin is uninstalled.
         """
-        beginning = _BEGINNING.match(sql)
-        text = sql[beginning.end() :] if beginning else sql
-        allowed = _ALLOWED.match(text)
-        if allowed is None or "set_config" in sql.lower():
-            raise InvalidValue(
-                f"a plugin cannot run the statement {' '.join(text.split())[:60]!r}",
-                "it can read and change rows, and create, alter and drop tables, indexes and views",
-            )
+        statement = _Statement(sql)
         database = bound_store().database
-        if _READING.match(text) and (not database.in_transaction() or database._state.snapshot):
+        if statement.reads and (not database.in_transaction() or database._state.snapshot):
             level = database.snapshot()
         else:
             level = database.atomic()
         with level:
             self.plugin.state._require_installed()
-            with database.plugins.confine(self.plugin.name, changes_schema=allowed["schema"] is not None):
-                cursor = database.execute_sql(database.dialect(sql), tuple(parameters))
-                rows = [tuple(map(_plain, row)) for row in cursor.fetchall()] if cursor.description else []
-                columns = [column[0] for column in cursor.description or ()]
-                return Result(rows, columns, cursor.rowcount)
+            return statement.run(database, self.plugin.name, parameters)
 
     @contextmanager
     def transaction(self) -> Iterator[PluginDatabase]:
@@ -106,29 +95,24 @@ class PluginDatabase:
         for name in scripts:
             if not _SCRIPT_NAME.fullmatch(name):
                 raise InvalidValue(f"the script name {name[:60]!r} is not usable", "write it like 0001_readings")
-        ledger = f"p_{self.plugin.name}__migration"
+        ledger = ledger_of(self.plugin.name)
         with bound_store().transaction():
             applied = self._ledger(ledger)
             pending = self._pending(scripts, applied)
+            types = bound_store().database.ddl.types
             if pending and not applied:
-                columns = (
-                    "(script {text} NOT NULL PRIMARY KEY, checksum {text} NOT NULL, applied_at {integer} NOT NULL)"
-                )
-                self._run(f"CREATE TABLE IF NOT EXISTS {ledger} {columns} {{strict}}")
-            for name in pending:
+                self.execute(_ledger_statement(self.plugin.name).format(**types))
+            for number, name in enumerate(pending, len(applied) + 1):
                 try:
                     for statement in bound_store().database.split(scripts[name]):
-                        self._run(statement)
+                        self.execute(statement.format(**types))
                 except (KagedError, peewee.PeeweeException, LookupError, ValueError) as error:
                     raise self._failed(name, error) from error
                 self.execute(
-                    f"INSERT INTO {ledger} (script, checksum, applied_at) VALUES (?, ?, ?)",  # noqa: S608
-                    (name, _checksum(scripts[name]), now_ms()),
+                    f"INSERT INTO {ledger} (script, number, checksum, source, applied_at) VALUES (?, ?, ?, ?, ?)",  # noqa: S608
+                    (name, number, _checksum(scripts[name]), scripts[name], now_ms()),
                 )
         return pending
-
-    def _run(self, statement: str) -> None:
-        self.execute(statement.format(**bound_store().database.ddl.types))
 
     def _failed(self, name: str, error: Exception) -> Exception:
         if isinstance(error, StorageError) and not isinstance(error, MigrationFailed) and error.exit_status != 1:
@@ -168,6 +152,65 @@ class PluginDatabase:
                 f"a new script of the plugin {plugin!r} comes before {done[-1]}, which was run", "put it at the end"
             )
         return names[len(done) :]
+
+
+class _Statement:
+    """One statement of a plugin. Raises InvalidValue for a kind that it may not run."""
+
+    def __init__(self, sql: str) -> None:
+        beginning = _BEGINNING.match(sql)
+        text = sql[beginning.end() :] if beginning else sql
+        allowed = _ALLOWED.match(text)
+        if allowed is None or "set_config" in sql.lower():
+            raise InvalidValue(
+                f"a plugin cannot run the statement {' '.join(text.split())[:60]!r}",
+                "it can read and change rows, and create, alter and drop tables, indexes and views",
+            )
+        self.sql = sql
+        self.reads = _READING.match(text) is not None
+        self._changes_schema = allowed["schema"] is not None
+
+    def run(self, database: Any, plugin: str, parameters: Sequence[Any] = ()) -> Result:
+        """Inside a transaction or snapshot of the database."""
+        with database.plugins.confine(plugin, changes_schema=self._changes_schema):
+            cursor = database.execute_sql(database.dialect(self.sql), tuple(parameters))
+            rows = [tuple(map(_plain, row)) for row in cursor.fetchall()] if cursor.description else []
+            columns = [column[0] for column in cursor.description or ()]
+            return Result(rows, columns, cursor.rowcount)
+
+
+def ledger_of(plugin: str) -> str:
+    """The name of the table that notes which scripts of the plugin were run, and their text."""
+    return f"p_{plugin}__migration"
+
+
+def make_tables(database: Any, plugin: str, scripts: Mapping[str, str]) -> None:
+    """Make a plugin's tables in another store than the open one, by the scripts that were run in this one.
+
+    Inside a transaction of that store; the ledger stays empty. Raises MigrationFailed where its engine does not take a
+    script, StorageForbidden where the operator has to grant something.
+    """
+    types = database.ddl.types
+    _Statement(_ledger_statement(plugin).format(**types)).run(database, plugin)
+    for name, source in scripts.items():
+        try:
+            for statement in database.split(source):
+                _Statement(statement.format(**types)).run(database, plugin)
+        except (KagedError, peewee.PeeweeException, LookupError, ValueError) as error:
+            shown = " ".join((error.message if isinstance(error, KagedError) else str(error)).split())
+            raise MigrationFailed(
+                f"the script {name} of the plugin {plugin!r} does not run there: {shown}",
+                "let the plugin export its tables, uninstall it, copy, and install it again",
+            ) from error
+
+
+def _ledger_statement(plugin: str) -> str:
+    # The texts, so that a copy of the store on another engine can be given the same tables in that engine's types.
+    return (
+        f"CREATE TABLE IF NOT EXISTS {ledger_of(plugin)} (script {{text}} NOT NULL PRIMARY KEY,"
+        " number {integer} NOT NULL, checksum {text} NOT NULL, source {text} NOT NULL, applied_at {integer} NOT NULL)"
+        " {strict}"
+    )
 
 
 def drop_tables(plugin: Plugin) -> list[str]:

@@ -20,20 +20,23 @@ class Run(Identified):
     """One run of an agent, or of a subagent where it has a parent.
 
     `state` is "running", "finished" (it ended by itself, whatever its exit status), "failed" (it could not go on),
-    "cancelled" (somebody stopped it) or "interrupted" (the daemon died under it).
+    "cancelled" (somebody stopped it) or "interrupted" (the daemon died under it). Once pruning has emptied it at
+    `pruned_at`, `input` and `output` are None and there are no attachments.
     """
 
     session = peewee.ForeignKeyField(Session, backref="runs")
     parent = peewee.ForeignKeyField("self", null=True, backref="children", index=False)
     agent = NameField()
     prompt_version = peewee.ForeignKeyField(PromptVersion, null=True, index=False)
-    input = JSONField()
-    output = JSONField(null=True)
     state = TextField()
     exit_status = IntegerField(null=True)
     error = TextField(null=True)
     started_at = MillisField()
     finished_at = MillisField(null=True)
+    pruned_at = MillisField(null=True)
+    # The last columns: whoever asks for none of them does not read past them.
+    input = JSONField()
+    output = JSONField(null=True)
 
     class Meta:
         table_name = "run"

@@ -7,7 +7,7 @@ from typing import Any, Self
 import peewee
 
 from ..errors import StateError
-from ..fields import TITLE_CHARACTERS, JSONField, MillisField, TextField
+from ..fields import TITLE_CHARACTERS, BooleanField, JSONField, MillisField, TextField
 from ..identity import now_ms
 from .audit import AuditEvent
 from .base import Hot, Identified, Parameter, bound_store, check_actor
@@ -17,7 +17,7 @@ ATTACHED, DETACHED, ENDED = "attached", "detached", "ended"
 
 
 class Session(Identified):
-    """One session; `state` is "attached", "detached" or "ended"."""
+    """One session; `state` is "attached", "detached" or "ended". Pruning takes nothing of one that is `pinned`."""
 
     project = peewee.ForeignKeyField(Project, backref="sessions")
     title = TextField(max_length=TITLE_CHARACTERS, one_line=True)
@@ -25,6 +25,7 @@ class Session(Identified):
     attached_at = MillisField(null=True)
     detached_at = MillisField(null=True)
     ended_at = MillisField(null=True)
+    pinned = BooleanField(default=False)
     metadata = JSONField()
 
     class Meta:
@@ -39,6 +40,11 @@ class Session(Identified):
                 Session.ended_at: Parameter("ended_at", Session.ended_at),
             }
         ).where(Session.id == Parameter("id", Session.id))
+    )
+    _pin = Hot(
+        lambda: Session.update({Session.pinned: Parameter("pinned", Session.pinned)}).where(
+            Session.id == Parameter("id", Session.id)
+        )
     )
     _state_of = Hot(lambda: Session.select(Session.state).where(Session.id == Parameter("id", Session.id)))
     _project_of = Hot(lambda: Session.select(Session.project).where(Session.id == Parameter("id", Session.id)))
@@ -77,6 +83,22 @@ class Session(Identified):
                 raise StateError(f"runs of the session {self.id} are still open: {left}", "finish or cancel them first")
             self._move(ENDED, ended_at=now_ms())
             AuditEvent.record("session.ended", actor=actor, subject=self, body={"title": self.title})
+
+    def pin(self) -> None:
+        """Keep the session and all that is below it, whatever is pruned."""
+        self._set_pinned(True)
+
+    def unpin(self) -> None:
+        """Let pruning remove the session and what is below it again."""
+        self._set_pinned(False)
+
+    def _set_pinned(self, pinned: bool) -> None:
+        store = bound_store()
+        with store.transaction():
+            current = Session.by_id(self.id)
+            self._pin.run(id=self.id, pinned=pinned)
+            store.notify(f"session.{'pinned' if pinned else 'unpinned'}", self.ref, current.project_id)
+        self.__data__["pinned"] = pinned
 
     def _move(self, state: str, **times: int) -> None:
         store = bound_store()

@@ -346,6 +346,11 @@ class Transcript(Identified):
         return int(self.number) + 1 << SEQUENCE_BITS
 
 
+# Few transcripts have either; deleting a run or a transcript has to look for them.
+Transcript.add_index(Transcript.index(Transcript.run, where=Transcript.run.is_null(False)))
+Transcript.add_index(Transcript.index(Transcript.continues, where=Transcript.continues.is_null(False)))
+
+
 class Usage(NamedTuple):
     """What a transcript takes: chunks, bytes of output, bytes stored (compressed), and how long it lasts in ms."""
 

@@ -220,7 +220,7 @@ def _fill(engine: Engine, part: Path, sequence: int, at: int, plan: Plan) -> tup
     )
     backup_set.write_synced(part / backup_set.MANIFEST, manifest.text())
     backup_set.write_sums(part, manifest.sha256, manifest.file)
-    wrong = found.wrong
+    wrong = found.wrong if plan.quick or plan.before else found.wrong + _missing(engine)
     if not plan.quick and not wrong and (plan.compression or not contents.finished):
         wrong = verifying.wrong_contents(engine.settings, part, manifest, plan.tell("verifying"))
     if wrong:
@@ -236,7 +236,20 @@ def _look(contents: Contents, plan: Plan) -> Examined:
         return counts(contents)
     if contents.finished:
         return examine(contents, plan.tell("verifying"))
-    return digests(contents, plan.tell("reading"))
+    damage = contents.damage()
+    found = digests(contents, plan.tell("reading"))
+    found.wrong[:0] = damage
+    return found
+
+
+def _missing(engine: Engine) -> list[str]:
+    """What the schema of the store has lost: the guards of the audit log, for one. A migration looks by itself."""
+    standing = schema.look(engine)
+    if standing.unknown or not standing.applied:
+        return []
+    return [line for line in schema.drift(engine, standing.version) if line.startswith("missing: ")][
+        : schema.DIFFERENCES_SHOWN
+    ]
 
 
 def _history(contents: Contents) -> tuple[list[tuple[str, int]], int]:

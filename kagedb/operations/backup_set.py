@@ -269,12 +269,19 @@ def id_of(name: str, applied_at: int) -> str:
 
 
 def file_sum(path: Path) -> str:
-    """SHA-256 in hex, read from the disk as far as that can be had. Not for a database that is open."""
+    """SHA-256 in hex, read from the disk as far as that can be had. Not for a database that is open.
+
+    Rests after each piece for as long as that took: a disk that is read without a pause keeps the daemon's commits
+    waiting.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        began = time.monotonic()
         while data := file.read(READ_BYTES):
             digest.update(data)
+            time.sleep(time.monotonic() - began)
+            began = time.monotonic()
     return digest.hexdigest()
 
 

@@ -7,27 +7,28 @@ and others may add what they like meanwhile: a blob goes only inside a turn to w
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import peewee
 
 from ..engines.scratch import ScratchSet
 from ..errors import InvalidValue, StateError
-from ..identity import clock_is_behind
+from ..identity import clock_is_behind, now_ms
 from ..models import AuditEvent, Blob, Checkpoint, CheckpointHead, RunAttachment
 from ..models.base import check_actor
-from ..models.blob import batches
 from ..models.state_tree import DIGEST_BYTES, NODE_REFERENCES, references
 from ..storage import Storage
+from .pace import Pace, cost_of
+from .retention_rules import EVERYTHING, IN_SESSION, Bound, Condition, Rules
 
-SWEEP_ROWS = 100
-"""Blobs or checkpoints removed in one transaction: at 2 KiB each a few milliseconds of holding the writer on a card."""
+PAGE_CHECKPOINTS = 50
+"""Looked for at once; several pages may be removed in one transaction."""
 
-PAUSE_SECONDS = 0.002
-"""Between two of them, so that other writers are not kept waiting."""
+AFTER_EVERY_ULID = "8"
+"""ULIDs begin with 0 to 7."""
 
 ROOTS = 100
 """Checkpoints or attachments whose trees are walked together."""
@@ -61,9 +62,9 @@ def prune(
 ) -> Pruned:
     """Remove checkpoints: of each session all but the newest `keep`, and of those only what is older than `before`.
 
-    `before` is in Unix milliseconds; at least one of the two is needed. What is pinned, and what a session stands on,
-    stays for ever. Every state that stays is whole; its parent becomes the nearest one that stays. Blobs are left to
-    `collect`. Raises InvalidValue; StateError while the clock is before the newest row.
+    `before` is in Unix milliseconds; at least one of the two is needed. What is pinned, or of a pinned session, and
+    what a session stands on, stays for ever. Every state that stays is whole; its parent becomes the nearest one that
+    stays. Blobs are left to `collect`. Raises InvalidValue; StateError while the clock is before the newest row.
     """
     check_actor(actor)
     if keep is None and before is None:
@@ -72,90 +73,151 @@ def prune(
         raise InvalidValue(f"{keep} checkpoints cannot be kept", "give a number from 0")
     if before is not None and clock_is_behind():
         raise StateError("the clock is before the newest row of the store", "set the clock, then prune")
-    sessions = _sessions(storage)
-    doomed = sum(len(_doomed(session, keep, before)) for session in sessions)
+    bound = EVERYTHING if before is None else Bound(before)
+    doomed = Rules(now=now_ms(), checkpoints_bound=bound, keep=keep or 0).checkpoints()
+    found = storage.database.execute_sql(
+        storage.database.dialect(f"SELECT COUNT(*) FROM {IN_SESSION['checkpoints']} WHERE {doomed.sql}"),  # noqa: S608
+        doomed.params,
+    ).fetchone()[0]
     total = Checkpoint.select().count()
-    if dry_run or not doomed:
-        return Pruned(doomed, total - doomed)
+    if dry_run or not found:
+        return Pruned(found, total - found)
     # Said before it is done: what an interruption leaves is for the next pruning.
-    AuditEvent.record("checkpoint.pruned", actor=actor, body={"checkpoints": doomed, "keep": keep, "before": before})
+    AuditEvent.record("checkpoint.pruned", actor=actor, body={"checkpoints": found, "keep": keep, "before": before})
     removed = 0
-    for session in sessions:
-        while True:
-            with storage.transaction("relaxed"):
-                going = _doomed(session, keep, before)[-SWEEP_ROWS:]
-                _remove(going)
-            removed += len(going)
-            time.sleep(PAUSE_SECONDS)
-            if len(going) < SWEEP_ROWS:
-                break
+    pace = Pace()
+    for batch, cost in pace.batches(doomed_pages(storage, doomed)):
+        with pace.turn(storage, cost):
+            removed += sum(remove_page(storage, page, doomed).checkpoints for page in batch)
+        pace.pause()
     return Pruned(removed, total - removed)
 
 
-def _sessions(storage: Storage) -> list[str]:
-    return [row[0] for row in storage.database.execute_sql("SELECT DISTINCT session_id FROM checkpoint").fetchall()]
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some checkpoints of a session, newest first, and of its others those whose parent is among them."""
+
+    session: str
+    ids: list[str]
+    children: list[tuple[str, str]]
+    """Child and parent; of the checkpoints that were there up to the one with the id `seen`."""
+    seen: str
 
 
-def _doomed(session: str, keep: int | None, before: int | None) -> list[str]:
-    """The ids of the checkpoints of a session that go, oldest first."""
-    newest = Checkpoint.select(Checkpoint.id).order_by(Checkpoint.id.desc()).limit(1)
-    rows = (
-        Checkpoint.select(Checkpoint.id, Checkpoint.created_at)
-        .where(
-            (Checkpoint.session == session)
-            & ~Checkpoint.pinned
-            & (Checkpoint.id != CheckpointHead.of(session))
-            # New ids are made above the newest: a collection that goes on must not meet a lower one.
-            & (Checkpoint.id != newest)
-        )
-        .order_by(Checkpoint.id)
-        .tuples()
+class RemovedPage(NamedTuple):
+    """How many rows went."""
+
+    checkpoints: int
+    heads: int
+
+
+def doomed_pages(storage: Storage, doomed: Condition, of: str | None = None) -> Iterator[tuple[Page, int]]:
+    """The checkpoints that a condition over them and their session dooms, with the cost of their removal.
+
+    `of` is a session all of whose checkpoints go; without it every session is looked at.
+    """
+    raw, dialect = storage.database.execute_sql, storage.database.dialect
+    next_session = dialect("SELECT MIN(session_id) FROM checkpoint WHERE session_id > ?")
+    # Newest first: a checkpoint is made after its parent, so where all of them go, none is left without one.
+    select = dialect(
+        f"SELECT checkpoint.id FROM {IN_SESSION['checkpoints']} WHERE checkpoint.session_id = ?"  # noqa: S608
+        f" AND checkpoint.id < ? AND {doomed.sql} ORDER BY checkpoint.id DESC LIMIT {PAGE_CHECKPOINTS}"
     )
-    found = list(rows)
-    if keep:
-        last = Checkpoint.select(Checkpoint.id).where(Checkpoint.session == session)
-        kept = {row[0] for row in last.order_by(Checkpoint.id.desc()).limit(keep).tuples()}
-        found = [row for row in found if row[0] not in kept]
-    return [id for id, created_at in found if before is None or created_at < before]
+    session = of or raw(next_session, ("",)).fetchone()[0]
+    while session is not None:
+        last = AFTER_EVERY_ULID
+        while True:
+            seen = raw(dialect("SELECT MAX(id) FROM checkpoint WHERE session_id = ?"), (session,)).fetchone()[0] or ""
+            ids = [row[0] for row in raw(select, (session, last, *doomed.params)).fetchall()]
+            if not ids:
+                break
+            children = [] if of else _children(storage, session, ids)
+            yield Page(session, ids, children, seen), len(ids)
+            last = ids[-1]
+            if len(ids) < PAGE_CHECKPOINTS:
+                break
+        session = None if of else raw(next_session, (session,)).fetchone()[0]
 
 
-def _remove(going: list[str]) -> None:
-    """Remove these checkpoints of one session, oldest first; inside the caller's transaction."""
-    parents = dict(Checkpoint.select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.id.in_(going)).tuples())
-    # Of the same session, or forks into others: there is no index by parent, since only this would need it.
-    children = Checkpoint.select(Checkpoint.id, Checkpoint.parent_id).where(Checkpoint.parent_id.in_(going))
-    for child, parent in list(children.tuples()):
-        if child not in parents:
-            while parent in parents:
-                parent = parents[parent]
-            Checkpoint.update(parent_id=parent).where(Checkpoint.id == child).execute()
+def _children(storage: Storage, session: str, ids: list[str], above: str = "") -> list[tuple[str, str]]:
+    """Of a session's checkpoints above an id those whose parent is one of `ids`, with that."""
+    places = ", ".join("?" * len(ids))
+    sql = f"SELECT id, parent_id FROM checkpoint WHERE session_id = ? AND id > ? AND parent_id IN ({places})"  # noqa: S608
+    return [
+        (child, parent)
+        for child, parent in storage.database.execute_sql(
+            storage.database.dialect(sql), (session, above, *ids)
+        ).fetchall()
+    ]
+
+
+def remove_page(storage: Storage, page: Page, doomed: Condition) -> RemovedPage:
+    """Remove what of a page is still doomed, and its states' places in the trees; inside the caller's transaction."""
+    raw, dialect = storage.database.execute_sql, storage.database.dialect
+    places = ", ".join("?" * len(page.ids))
+    select = (
+        f"SELECT checkpoint.id, checkpoint.parent_id FROM {IN_SESSION['checkpoints']}"  # noqa: S608
+        f" WHERE checkpoint.id IN ({places}) AND {doomed.sql}"
+    )
+    parents = dict(raw(dialect(select), (*page.ids, *doomed.params)).fetchall())
+    going = sorted(parents)
+    if not going:
+        return RemovedPage(0, 0)
+    # Of the session itself, most looked for before the transaction: there is no index by parent, which would be written
+    # at each pause. And forks into other sessions, for which there is one.
+    children = page.children + _children(storage, page.session, going, above=page.seen)
+    places = ", ".join("?" * len(going))
+    forks = f"SELECT id, parent_id FROM checkpoint WHERE run_id IS NULL AND parent_id IN ({places})"  # noqa: S608
+    children += raw(dialect(forks), going).fetchall()
+    for child, parent in children:
+        if parent in parents and child not in parents:
+            nearest = parents[parent]
+            while nearest in parents:
+                nearest = parents[nearest]
+            Checkpoint.update(parent_id=nearest).where(
+                (Checkpoint.id == child) & (Checkpoint.parent_id == parent)
+            ).execute()
     # What is removed is where no session stands any more.
-    CheckpointHead.delete().where(CheckpointHead.checkpoint.in_(going)).execute()
-    Checkpoint.delete().where(Checkpoint.id.in_(going)).execute()
+    heads = CheckpointHead.delete().where(CheckpointHead.checkpoint.in_(going)).execute()
+    return RemovedPage(Checkpoint.delete().where(Checkpoint.id.in_(going)).execute(), heads)
 
 
-def collect(storage: Storage, progress: Callable[[int], None] | None = None) -> Collected:
+def collect(storage: Storage, progress: Callable[[int], None] | None = None, *, pace: Pace | None = None) -> Collected:
     """Remove the blobs that no checkpoint and no attachment needs. Memory does not grow with the store.
 
     `progress` is called with the number of blobs looked at. An interrupted collection leaves blobs to the next one.
     """
-    collection = _Collection(storage)
-    try:
+    with Collection(storage) as collection:
         collection.mark()
-        collection.sweep(progress)
-    finally:
-        collection.marks.close()
+        collection.sweep(progress, pace or Pace())
     return collection.result
 
 
-def missing(storage: Storage) -> list[str]:
-    """The digests, in hex, of blobs that checkpoints or attachments need and that are not there. Changes nothing."""
-    collection = _Collection(storage)
-    try:
+def missing(storage: Storage, tick: Callable[[], None] = lambda: None) -> list[str]:
+    """The digests, in hex, of blobs that checkpoints or attachments need and that are not there. Changes nothing.
+
+    Calls `tick` between reads.
+    """
+
+    def none(_model: Any, _ids: list[str]) -> set[str]:
+        tick()
+        return set()
+
+    with Collection(storage, none) as collection:
         collection.mark()
-    finally:
-        collection.marks.close()
     return collection.result.missing
+
+
+def unneeded(storage: Storage, going: Callable[[Any, list[str]], set[str]] | None = None) -> Collected:
+    """What `collect` would remove once those rows were gone that `going` picks out of ids of a model."""
+    with Collection(storage, going) as collection:
+        collection.mark()
+        for rows in collection.pages():
+            doomed = [length for digest, length in rows if digest not in collection.marks]
+            collection.result.blobs += len(doomed)
+            collection.result.bytes += sum(doomed)
+            collection.result.kept += len(rows) - len(doomed)
+    return collection.result
 
 
 @dataclass(slots=True)
@@ -167,23 +229,44 @@ class _Roots:
     last: str = "0" * 26  # the lowest ULID there can be
 
 
-class _Collection:
-    def __init__(self, storage: Storage) -> None:
+class Collection:
+    """The marks of what is needed, and the blobs that are not. Also a context manager that gives back the marks."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        going: Callable[[Any, list[str]], set[str]] | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Rows that `going` picks out of ids of a model need nothing; `check` may end the work by what it raises."""
         self.storage = storage
         self.marks = ScratchSet()
         self.result = Collected()
+        self._going = going
+        self._check = check
         self._roots = [_Roots(Checkpoint, Checkpoint.root), _Roots(RunAttachment, RunAttachment.blob)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.marks.close()
 
     def mark(self) -> None:
         """Mark everything that can be reached from the roots that were added since the last call."""
         for roots in self._roots:
             while True:
+                if self._check is not None:
+                    self._check()
                 model, column = roots.model, roots.column
                 query = model.select(model.id, column).where(model.id > roots.last).order_by(model.id).limit(ROOTS)
                 rows = [(id, bytes(root)) for id, root in query.tuples()]
                 if not rows:
                     break
-                absent = self._walk([root for _, root in rows])
+                going = self._going(model, [id for id, _ in rows]) if self._going is not None else set[str]()
+                absent = self._walk([root for id, root in rows if id not in going])
                 if absent:
                     # Whoever pruned a root in between may have collected what was below it.
                     there = model.select(column).where(model.id.in_([id for id, _ in rows])).tuples()
@@ -191,12 +274,25 @@ class _Collection:
                     self.result.missing += sorted(digest.hex() for digest in absent)
                 roots.last = rows[-1][0]
 
-    def _walk(self, roots: list[bytes]) -> set[bytes]:
-        """Mark these blobs and all below them; gives those that are not there."""
+    def measure(self, root: bytes) -> int:
+        """Mark a tree; gives the bytes of what is stored of it that was not marked before."""
+        size = 0
+
+        def add(looked: list[bytes]) -> None:
+            nonlocal size
+            size += Blob.stored_bytes(looked)
+
+        self._walk([root], add)
+        return size
+
+    def _walk(self, roots: list[bytes], found: Callable[[list[bytes]], None] | None = None) -> set[bytes]:
+        """Mark these blobs and all below them, and tell `found` of them; gives those that are not there."""
         absent: set[bytes] = set()
         waiting = [root for root in roots if self.marks.add(root)]
         while waiting:
             looked, waiting = waiting[-ROOTS:], waiting[:-ROOTS]
+            if found is not None:
+                found(looked)
             heads = Blob.heads(looked, _HEAD_BYTES)
             absent.update(digest for digest in looked if digest not in heads)
             for head in heads.values():
@@ -214,29 +310,39 @@ class _Collection:
                 waiting += new
         return found
 
-    def sweep(self, progress: Callable[[int], None] | None) -> None:
-        looked, last = 0, b""
+    def pages(self) -> Iterator[list[tuple[bytes, int]]]:
+        """All blobs as digest and stored bytes, a page at a time; what is added meanwhile may be among them."""
+        last = b""
         while True:
-            query = Blob.select(Blob.digest).where(Blob.digest > last).order_by(Blob.digest).limit(LOOK_ROWS)
-            digests = [bytes(digest) for (digest,) in query.tuples()]
-            if not digests:
-                break
-            doomed = [digest for digest in digests if digest not in self.marks]
-            for batch in batches(doomed, SWEEP_ROWS):
-                with self.storage.transaction("relaxed"):
+            query = Blob.select(Blob.digest, peewee.fn.LENGTH(Blob.data).coerce(False)).where(Blob.digest > last)
+            rows = [(bytes(digest), length) for digest, length in query.order_by(Blob.digest).limit(LOOK_ROWS).tuples()]
+            if not rows:
+                return
+            yield rows
+            last = rows[-1][0]
+
+    def sweep(self, progress: Callable[[int], None] | None, pace: Pace) -> None:
+        """Remove what is not marked."""
+        looked = 0
+        for rows in self.pages():
+            doomed = ((row, cost_of(row[1])) for row in rows if row[0] not in self.marks)
+            for batch, cost in pace.batches(doomed):
+                # Most of what others have added is walked before anything is held.
+                self.mark()
+                with pace.turn(self.storage, cost):
                     self._remove(batch)
-                time.sleep(PAUSE_SECONDS)
-            looked, last = looked + len(digests), digests[-1]
+                pace.pause()
+            looked += len(rows)
             if progress is not None:
                 progress(looked)
         self.result.kept = looked - self.result.blobs
 
-    def _remove(self, batch: Iterable[bytes]) -> None:
+    def _remove(self, batch: Iterable[tuple[bytes, int]]) -> None:
         # Others may have come to need them between the mark and this turn to write.
         self.mark()
-        going = [digest for digest in batch if digest not in self.marks]
+        going = {digest: length for digest, length in batch if digest not in self.marks}
         if going:
-            where = Blob.digest.in_(going)
-            length = peewee.fn.SUM(peewee.fn.LENGTH(Blob.data))
-            self.result.bytes += int(Blob.select(length).where(where).scalar() or 0)
-            self.result.blobs += Blob.delete().where(where).execute()
+            # Another collection may have been quicker.
+            there = [bytes(row[0]) for row in Blob.select(Blob.digest).where(Blob.digest.in_(list(going))).tuples()]
+            self.result.bytes += sum(going[digest] for digest in there)
+            self.result.blobs += Blob.delete().where(Blob.digest.in_(there)).execute()

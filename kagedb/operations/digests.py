@@ -1,27 +1,26 @@
 """What is in a store, in numbers that two copies can be compared by: rows and a digest for each table.
 
-The encoding is the same on both engines: integers and booleans as decimal digits, text as UTF-8, bytes as they are,
-NULL marked, text and bytes preceded by their length; columns by name, rows by key. JSON is the text that is stored.
+A digest is taken of the table's lines (engines/copy_text.py): the same on both engines, columns by name, rows by key.
+JSON is the text that is stored.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from ..engines.archive import Contents, Table
+from ..engines.copy_text import batches, text_of
 from ..errors import StorageCorrupt
 from ..models.blob import unpacked
 from ..models.project import digest_text
-from . import audit
+from . import audit_verify
 
-DOMAIN = b"kaged.table.1"
+DOMAIN = b"kaged.table.2"
 """Begins every digest, so that one made by another encoding is never taken for one of these."""
-
-BATCH_BYTES = 1 << 18
-"""Hashed at a time: a call a row would cost as much as the hashing."""
 
 WRONG_SHOWN = 5
 
@@ -52,17 +51,19 @@ def counts(contents: Contents) -> Examined:
     """Rows alone: a fraction of the cost of digests."""
     found = {}
     for table in contents.tables():
-        (rows,) = contents.raw(f'SELECT COUNT(*) FROM "{table.name}"').fetchone()  # noqa: S608
-        found[table.name] = Facts(table, rows)
+        found[table.name] = Facts(table, contents.count(table))
     return Examined(found, head(contents))
 
 
-def digests(contents: Contents, progress: Progress | None = None) -> Examined:
-    """Every row's part in a digest, with what stored hashes say of it."""
+def digests(contents: Contents, progress: Progress | None = None, *, chain: bool = False) -> Examined:
+    """Every row's part in a digest, with what stored hashes say of it; with `chain`, the audit chain's too."""
     examined = Examined({})
     tables = contents.tables()
     for number, table in enumerate(tables):
-        examined.facts[table.name] = _digest(contents, table, examined.wrong)
+        digesting = Digesting(table, contents, examined.wrong, chain=chain)
+        for _ in digesting.lines():
+            pass
+        examined.facts[table.name] = digesting.facts()
         if progress is not None:
             progress(number + 1, len(tables))
     examined.head = head(contents)
@@ -75,16 +76,12 @@ def examine(contents: Contents, progress: Progress | None = None) -> Examined:
     if damage:
         return Examined({}, wrong=damage)
     try:
-        examined = digests(contents, progress)
+        examined = digests(contents, progress, chain=True)
         if "audit_event" not in examined.facts:
             examined.wrong.append("it has no tables of a kaged store")
-            return examined
-        verdict = audit.verify_in(contents)
+        return examined
     except StorageCorrupt as error:
         return Examined({}, wrong=[error.message])
-    if verdict.result == audit.BROKEN:
-        examined.wrong.append(f"the audit log is broken at event {verdict.seq}: {verdict.wrong}")
-    return examined
 
 
 def head(contents: Contents) -> tuple[int, str] | None:
@@ -107,45 +104,97 @@ def differences(known: dict[str, Facts], found: dict[str, Facts]) -> list[str]:
     return sorted(told)
 
 
-def _digest(contents: Contents, table: Table, wrong: list[str]) -> Facts:
-    digest = hashlib.sha256(b"%b %b %b\n" % (DOMAIN, table.name.encode(), ",".join(table.columns).encode()))
-    proof = _proof(table)
-    rows = waiting = 0
-    parts: list[bytes] = []
-    for row in contents.rows(table):
-        rows += 1
-        for value in row:
-            kind = type(value)
-            if kind is str:
-                data = value.encode()
-                parts.append(b"t%d:" % len(data))
-                parts.append(data)
-                waiting += len(data)
-            elif kind is int or kind is bool:
-                parts.append(b"i%d," % value)
-            elif value is None:
-                parts.append(b"n")
-            elif kind is bytes:
-                parts.append(b"b%d:" % len(value))
-                parts.append(value)
-                waiting += len(value)
-            else:
-                parts.append(b"r%b," % repr(float(value)).encode())
-        waiting += 8 * len(row)
-        if waiting > BATCH_BYTES:
-            digest.update(b"".join(parts))
-            parts.clear()
-            waiting = 0
-        if proof is not None and len(wrong) < WRONG_SHOWN and (said := proof(row)):
-            wrong.append(said)
-    digest.update(b"".join(parts))
-    return Facts(table, rows, digest.hexdigest())
+class Digesting:
+    """The digest of one table, taken while its rows pass by on their way to somebody else.
+
+    What rows say of themselves is added to `wrong`; without that list it is not asked. `chain` says that audit events
+    are asked as well whether each follows the one before. `count` is told of every piece how many rows it has.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        contents: Contents,
+        wrong: list[str] | None = None,
+        *,
+        chain: bool = False,
+        count: Callable[[int], None] | None = None,
+    ) -> None:
+        self._table = table
+        self._contents = contents
+        self._wrong = wrong if wrong is not None else []
+        self._proof = proof(table) if wrong is not None else None
+        self._chain = _Chain(contents, table) if chain and table.name == "audit_event" else None
+        self._count = count
+        self._rows = 0
+        columns = ",".join(table.columns).encode()
+        self._digest = hashlib.sha256(b"%b %b %b\n" % (DOMAIN, table.name.encode(), columns))
+
+    def facts(self) -> Facts:
+        """After the last row."""
+        if self._chain is not None and (said := self._chain.end()):
+            self._wrong.append(said)
+        return Facts(self._table, self._rows, self._digest.hexdigest())
+
+    def lines(self) -> Iterator[bytes]:
+        """The table's lines."""
+        if self._proof is not None or self._chain is not None:
+            return map(self._passes, batches(self._contents.rows(self._table), self._table))
+        return map(self._pass_lines, self._contents.lines(self._table))
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The table's rows as values."""
+        for batch in batches(self._contents.rows(self._table), self._table):
+            self._passes(batch)
+            yield from batch
+
+    def _pass_lines(self, piece: bytes) -> bytes:
+        # In a value there is none.
+        self._add(piece, piece.count(b"\n"))
+        return piece
+
+    def _passes(self, batch: list[tuple[Any, ...]]) -> bytes:
+        piece = text_of(batch)
+        self._add(piece, len(batch))
+        if self._proof is not None:
+            for row in batch:
+                if len(self._wrong) < WRONG_SHOWN and (said := self._proof(row)):
+                    self._wrong.append(said)
+        if self._chain is not None:
+            self._chain.follow(batch)
+        return piece
+
+    def _add(self, piece: bytes, rows: int) -> None:
+        self._digest.update(piece)
+        self._rows += rows
+        if self._count is not None:
+            self._count(rows)
+
+
+class _Chain:
+    """The audit log, verified along the rows that are read anyway."""
+
+    def __init__(self, contents: Contents, table: Table) -> None:
+        if missing := set(audit_verify.COLUMNS) - set(table.columns):
+            raise StorageCorrupt(f"the audit log has no {', '.join(sorted(missing))}", "see what differs: kaged check")
+        self._verifying = audit_verify.Verifying(contents)
+        self._arranged = itemgetter(*map(table.columns.index, audit_verify.COLUMNS))
+
+    def follow(self, rows: list[tuple[Any, ...]]) -> None:
+        event, arranged = self._verifying.event, self._arranged
+        for row in rows:
+            event(*arranged(row))
+
+    def end(self) -> str:
+        verdict = self._verifying.end()
+        broken = verdict.result == audit_verify.BROKEN
+        return f"the audit log is broken at event {verdict.seq}: {verdict.wrong}" if broken else ""
 
 
 # What rows say of themselves: a hash that was stored with them when they were written.
 
 
-def _proof(table: Table) -> Callable[[tuple[Any, ...]], str] | None:
+def proof(table: Table) -> Callable[[tuple[Any, ...]], str] | None:
     """What tells of a row whether it is what it was, in words where not; None for tables that store no hash."""
     known = _PROOFS.get(table.name)
     if known is None:
@@ -180,6 +229,22 @@ _PROOFS: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "prompt_version": (("id", "body", "config", "digest"), _prove_prompt),
     "blob": (("digest", "codec", "size", "data"), _prove_blob),
 }
+
+
+def disproved(contents: Contents, tick: Callable[[], None]) -> list[str]:
+    """Of the rows that store a hash, those that it does not fit, in words; the first few. Calls `tick` at each row."""
+    wrong: list[str] = []
+    for table in contents.tables():
+        tell = proof(table)
+        if tell is None:
+            continue
+        for row in contents.rows(table):
+            tick()
+            if said := tell(row):
+                wrong.append(said)
+                if len(wrong) == WRONG_SHOWN:
+                    return wrong
+    return wrong
 
 
 def plain(facts: dict[str, Facts]) -> dict[str, Any]:

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from .. import schema
 from ..engines.archive import COPY
-from ..engines.engine import HISTORY_TABLE, Holder
+from ..engines.engine import HISTORY_TABLE, Engine, Holder
 from ..errors import SettingsError, StorageForbidden, StorageFull
 from ..storage import Storage, newest_ms
 from . import backup_set
+
+WRITER_LOOKS, WRITER_LOOK_SECONDS = 25, 0.002
+"""How often, and how far apart, it is looked whether somebody writes: for as long as a few commits take on a card."""
 
 CLOCK_SLACK_MS = 60_000
 """How far rows may be before the clock: a clock that is set back by less is one that is being corrected."""
@@ -37,6 +40,10 @@ class Status:
     """The newest script that was applied."""
     pending: list[str]
     bytes_by_part: dict[str, int]
+    free_bytes: int
+    """Of those bytes, what holds nothing and `kaged compact` would give back, about."""
+    writer_busy_percent: int
+    """How often somebody had the turn to write, of the moments at which it was looked: 100 is a store at its limit."""
     rows: dict[str, int]
     owner: Holder | None
     """The daemon that has the store, if one does."""
@@ -90,6 +97,8 @@ def status(storage: Storage) -> Status:
         schema=standing.version,
         pending=[script.name for script in standing.pending],
         bytes_by_part=figures.bytes_by_part,
+        free_bytes=figures.free_bytes,
+        writer_busy_percent=_writer_busy_percent(engine),
         rows={table: _rows(storage, table) for table in tables},
         owner=engine.owner(),
         newest_at=newest,
@@ -132,6 +141,14 @@ def plan(storage: Storage) -> Plan:
     )
 
 
+def _writer_busy_percent(engine: Engine) -> int:
+    busy = 0
+    for _ in range(WRITER_LOOKS):
+        busy += engine.writer() is not None
+        time.sleep(WRITER_LOOK_SECONDS)
+    return round(100 * busy / WRITER_LOOKS)
+
+
 def _backup_at(storage: Storage) -> int | None:
     directory = Path(storage.settings.backup_directory)
     try:
@@ -151,7 +168,8 @@ def _mark_warnings(missing: list[str]) -> list[str]:
     if not missing:
         return []
     return [
-        f"the file has not the {', '.join(missing)} that a new store would have (reloaded from a dump?): no harm done"
+        f"the file has not the {', '.join(missing)} that a new store would have (reloaded from a dump?): to give"
+        " them back, stop the daemon, and run: kaged compact"
     ]
 
 

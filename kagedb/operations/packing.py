@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from ..engines.places import make_private_file
+from ..engines.syncing import syncing
 from ..errors import InvalidValue, SettingsError, StorageCorrupt, StorageError, StorageFull
 from ..settings import sync_directory
 
@@ -32,7 +33,7 @@ def compress(path: Path, compression: str) -> Path:
     """Put a compressed file in the place of `path`; gives its name, which has a suffix more."""
     target = path.with_name(path.name + SUFFIXES[compression])
     make_private_file(target)
-    with open(target, "wb") as file:
+    with open(target, "wb") as file, syncing(target):
         _run([compression, _LEVELS[compression], "-c", str(path)], file)
     path.unlink()
     return target

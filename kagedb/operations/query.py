@@ -1,4 +1,4 @@
-"""`kaged query`: the answer to an operator's SQL, or the tables and columns there are, spooled before it is shown.
+"""`kaged query`: the answer to an operator's SQL, or the tables and views there are, spooled before it is shown.
 
 A reader that stops reading, or a pager, must not hold a read of the store open.
 """
@@ -58,17 +58,21 @@ def ask(engine: Engine, sql: str, named: Mapping[str, str], positional: Sequence
 
 
 def columns(engine: Engine) -> Spool:
-    """Every table with its columns, their kinds, and their places in the primary key."""
+    """Every table with its columns, their kinds, and their places in the primary key; then every view with its own.
+
+    `is` says which it is. The columns of views have no kind: SQLite does not say it of what is computed.
+    """
     with engine.reading() as contents:
         found = [
-            (table.name, column, kind, table.key.index(column) + 1 if column in table.key else None)
+            (table.name, "table", column, kind, table.key.index(column) + 1 if column in table.key else None)
             for table in contents.tables()
             for column, kind in sorted(
                 zip(table.columns, table.kinds, strict=True),
                 key=lambda pair: (table.key.index(pair[0]) if pair[0] in table.key else len(table.key), pair[0]),
             )
         ]
-    return Spool(("table", "column", "kind", "key"), iter(found), 0)
+    shown = [(view, "view", column, None, None) for view, names in engine.views().items() for column in names]
+    return Spool(("table", "is", "column", "kind", "key"), iter([*found, *shown]), 0)
 
 
 def plain(value: Any) -> Any:

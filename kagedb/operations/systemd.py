@@ -21,8 +21,10 @@ from ..settings import Settings, sync_directory
 PLACEHOLDER = "/usr/bin/kaged"
 """What stands in contrib/systemd where this installation's program belongs."""
 
-SERVICES = ("kaged-backup", "kaged-maintenance")
-TIMERS = tuple(f"{name}.timer" for name in SERVICES)
+TIMERS = ("kaged-backup.timer", "kaged-maintenance.timer")
+AT_THE_STORE = ("kaged-backup", "kaged-maintenance", "kaged-check")
+"""The services that need the store, and with it the server where it is on one."""
+SERVICES = (*AT_THE_STORE, "kaged-verify")
 
 SYSTEM_HOME = Path("/var/lib/kaged")
 SERVICE_USER = "kaged"
@@ -65,8 +67,9 @@ def unit_files(settings: Settings, root: Path, kaged: str) -> list[UnitFile]:
         if entry.is_file():
             text = entry.read_text().replace(PLACEHOLDER, _quoted(kaged))
             files.append(UnitFile(units / entry.name, f"{OURS}\n{text}"))
-        elif settings.url.path is None:
-            files += [UnitFile(units / entry.name / one.name, f"{OURS}\n{one.read_text()}") for one in _sorted(entry)]
+    if settings.mode == "system" and settings.url.path is None:
+        text = (source / "server.conf").read_text()
+        files += [UnitFile(units / f"{name}.service.d" / "server.conf", f"{OURS}\n{text}") for name in AT_THE_STORE]
     place = _place(settings)
     if place:
         files += [UnitFile(units / f"{name}.service.d" / "place.conf", f"{OURS}\n{place}") for name in SERVICES]

@@ -6,34 +6,31 @@ The target is whole or as it was. Plain SQL and the tables' own columns, never m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import __version__, schema
 from ..engines import open_engine
-from ..engines.archive import BLOB, TEXT, Contents, Table
+from ..engines.archive import Contents
 from ..engines.engine import HISTORY_TABLE, Engine
 from ..engines.transfer import Receiver
-from ..errors import AlreadyExists, SchemaDrift, SettingsError, StateError, StorageCorrupt
+from ..errors import AlreadyExists, SchemaDrift, SettingsError, StorageCorrupt, StorageError, StorageInUse
 from ..migrating import ScriptRunner
 from ..models import AuditEvent
 from ..settings import Settings
 from ..storage import Storage
-from . import audit
-from .digests import Examined, Facts, counts, digests
-
-BATCH_ROWS = 500
-"""Rows loaded at a time: more do not make either engine faster."""
-
-BATCH_BYTES = 1 << 19
-"""Of text and bytes in them, about: a row of terminal output has 16 KB, a blob may have a megabyte."""
-
-PROGRESS_ROWS = 500
+from . import audit_verify, plugin_carrying
+from .digests import Digesting, Examined, Facts, counts, head
+from .plugin_carrying import Scripts, kept_scripts, require_granted
 
 SPARE_BYTES = 16 * 1024 * 1024
 """Free space wanted beyond the source's size: the journal of the file system, and the next hours' work."""
+
+MISSING, EMPTY = "missing", "empty"
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, rows done, and rows in all."""
@@ -45,6 +42,8 @@ class Copied:
 
     source: str
     target: str
+    place: str
+    """What was there: MISSING, or EMPTY for a store without rows."""
     rows: dict[str, int]
     bytes: int
     """Size of the source; the target's differs."""
@@ -61,90 +60,161 @@ def copy(
     """Copy the open store to the place that `to` names, which must be missing or hold a store without rows.
 
     The event `store.copied` is recorded before the snapshot, so that it is in both. Raises AlreadyExists, StorageInUse,
-    SchemaTooNew, StorageFull, StorageCorrupt where the source is damaged; StateError for tables of plugins' own.
+    SchemaTooNew, StorageFull, StorageForbidden, StorageCorrupt where the source is damaged; StateError for a plugin's
+    table that none of its scripts made; StorageBusy where a writer's log grows too far meanwhile.
     """
     source = storage.engine
     target = open_engine(to, read_only=dry_run)
     if target.place == source.place:
         raise SettingsError(f"{source.place} is the store itself", "name another place with --to")
-    _refuse_plugin_tables(storage)
+    receiver = target.receiver()
+    wanted = source.size_bytes() + SPARE_BYTES
     try:
-        if dry_run:
-            if target.exists():
-                target.open(create=False)
-                _refuse_unfit(target)
-            with source.reading() as contents:
-                found = counts(contents)
-            return Copied(source.place, target.place, _rows(found.facts), source.size_bytes(), found.head, dry_run=True)
-        receiver = target.receiver()
+        with source.reading() as contents:
+            scripts = kept_scripts(contents, set(source.tables()))
+            found = counts(contents) if dry_run else None
+        receiver.require_place()
+        require_granted(target, scripts)
+        if found is not None:
+            place = _look_at(target)
+            receiver.require_room(wanted)
+            rows = _rows(found.facts)
+            return Copied(source.place, target.place, place, rows, source.size_bytes(), found.head, dry_run=True)
         receiver.hold()
-        if target.exists():
-            _refuse_unfit(target)
-        receiver.require_room(source.size_bytes() + SPARE_BYTES)
+        place = EMPTY if target.exists() else MISSING
+        if place == EMPTY:
+            refuse_unfit(target)
+        receiver.require_room(wanted)
         AuditEvent.append(
             "store.copied", actor=actor, body={"from": source.place, "to": target.place, "kagedb": __version__}
         )
-        with source.reading() as contents:
-            copied = _Copying(contents, target, progress)
-            receiver.receive(copied.make, copied.fill, copied.check)
+        with _Copying(source, target, scripts, progress) as copied:
+            receiver.receive(copied.make, copied.fill, copied.check, more=copied.make_more)
     finally:
         target.close()
     with source.reading() as contents:
         now = _rows(counts(contents).facts)
     rows = _rows(copied.examined.facts)
-    since = {table: now[table] - rows[table] for table in rows if now[table] != rows[table]}
+    since = {table: now[table] - rows[table] for table in rows if now.get(table, 0) != rows[table]}
     notes = _notes(source, target)
-    return Copied(source.place, target.place, rows, source.size_bytes(), copied.examined.head, False, since, notes)
+    return Copied(
+        source.place, target.place, place, rows, source.size_bytes(), copied.examined.head, False, since, notes
+    )
+
+
+def _look_at(target: Engine) -> str:
+    """What is at the place, without changing it; it must be fit."""
+    if not target.exists():
+        return MISSING
+    target.open(create=False)
+    if owner := target.owner():
+        raise StorageInUse(f"{target.place} is open: {owner}", "stop that first, or name another place")
+    refuse_unfit(target)
+    return EMPTY
 
 
 class _Copying:
     """The parts of one copy, which the receiver calls in the order in which they are here."""
 
-    def __init__(self, source: Contents, target: Engine, progress: Progress | None) -> None:
-        self._source = source
+    def __init__(self, source: Engine, target: Engine, scripts: Scripts, progress: Progress | None) -> None:
+        self._reading = ExitStack()
+        self._source = self._reading.enter_context(source.reading())
+        self._source.give_up_beyond(source.settings.backup_wal_limit_mib * 1024 * 1024)
         self._target = target
+        self._scripts = scripts
         self._progress = progress
-        self._whole = sum(facts.rows for facts in counts(source).facts.values()) if progress else 0
+        self._whole = sum(facts.rows for facts in counts(self._source).facts.values()) if progress else 0
         self.examined = Examined({})
+        # While the place makes indexes and guards this process has nothing else to do.
+        self._beside = ThreadPoolExecutor(1, "kaged copy")
+        self._verdict: Future[audit_verify.Verdict] | None = None
+        self._stop = False
+
+    def __enter__(self) -> _Copying:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stop = True
+        self._beside.shutdown()
+        # With the error: it may be the source's, in its driver's words.
+        self._reading.__exit__(*error)
+
+    def _let_go(self) -> None:
+        """Of the source's state: as long as it is held, a writer's log grows or dead rows stay."""
+        self._reading.close()
 
     def make(self) -> None:
         """This version's tables, by its scripts; who made the store, and when, comes with the rows."""
         ScriptRunner(self._target.database, schema.scripts(), set(), __version__).up()
 
+    def make_more(self) -> None:
+        """The tables of plugins."""
+        plugin_carrying.make(self._target, self._scripts)
+
     def fill(self, receiver: Receiver) -> None:
         mine = {table.name: table for table in receiver.contents().tables()}
         theirs = {table.name: table.columns for table in self._source.tables()}
         if theirs != {name: table.columns for name, table in mine.items()}:
+            differing = [
+                name for name in sorted({*theirs, *mine}) if name not in mine or theirs.get(name) != mine[name].columns
+            ]
             raise SchemaDrift(
-                f"the store has other tables or columns than this version's: {sorted(theirs.keys() ^ mine.keys())}",
+                f"the store has other tables or columns than its scripts make: {', '.join(differing)}",
                 "see what differs: kaged check",
             )
-        self.examined = digests(_Passing(self._source, receiver, mine, self._counting("copying")))
-        if self.examined.wrong:
+        examined, count = self.examined, self._counting("copying")
+        for table in self._source.tables():
+            passing = Digesting(table, self._source, examined.wrong, count=count)
+            if receiver.takes_lines:
+                receiver.load_lines(mine[table.name], passing.lines())
+            else:
+                receiver.load(mine[table.name], passing.rows())
+            examined.facts[table.name] = passing.facts()
+        examined.head = head(self._source)
+        if examined.wrong:
             raise StorageCorrupt(
-                f"the store is damaged, so that it is not copied: {'; '.join(self.examined.wrong)}",
+                f"the store is damaged, so that it is not copied: {'; '.join(examined.wrong)}",
                 "see how it is: kaged check",
             )
+        self._verdict = self._beside.submit(self._verify)
+
+    def _verify(self) -> audit_verify.Verdict:
+        """The source's audit log; the target has the same, as their digests show."""
+
+        def go_on(*_: int) -> None:
+            if self._stop:
+                raise StorageError("the copy was given up", "try again")
+
+        return audit_verify.verify_in(self._source, progress=go_on)
 
     def check(self, contents: Contents) -> None:
+        count = self._counting("verifying")
+        count(0)
+        assert self._verdict is not None
+        verdict = self._verdict.result()
+        if verdict.result == audit_verify.BROKEN:
+            raise StorageCorrupt(
+                f"the audit log is broken at event {verdict.seq}, so that it is not copied: {verdict.wrong}",
+                "keep the store as it is, and compare it with a backup: kaged audit verify",
+            )
+        self._let_go()
         target = self._target
         if differences := schema.drift(target)[: schema.DIFFERENCES_SHOWN]:
             raise SchemaDrift(
                 f"the schema of {target.place} is not as it should be: {'; '.join(differences)}",
                 "name an empty place that nobody has changed by hand",
             )
-        found = digests(_Counted(contents, self._counting("verifying"))).facts
+        found = {}
+        for table in contents.tables():
+            passing = Digesting(table, contents, count=count)
+            for _ in passing.lines():
+                pass
+            found[table.name] = passing.facts()
         wrong = [name for name, facts in self.examined.facts.items() if _sum(found.get(name)) != _sum(facts)]
         if wrong:
             raise StorageCorrupt(
                 f"what has arrived in {target.place} is not what was sent: {', '.join(wrong)}; it is as it was",
                 "try again; if it happens again, report it",
-            )
-        verdict = audit.verify_in(contents)
-        if verdict.result == audit.BROKEN:
-            raise StorageCorrupt(
-                f"the audit log is broken at event {verdict.seq}, so that it is not copied: {verdict.wrong}",
-                "keep the store as it is, and compare it with a backup: kaged audit verify",
             )
 
     def _counting(self, what: str) -> Callable[[int], None]:
@@ -159,66 +229,7 @@ class _Copying:
         return count
 
 
-class _Counted(Contents):
-    """Contents whose rows are counted as they are read."""
-
-    def __init__(self, contents: Contents, count: Callable[[int], None]) -> None:
-        self._contents = contents
-        self._count = count
-
-    def tables(self) -> list[Table]:
-        return self._contents.tables()
-
-    def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
-        number = 0
-        for row in self._contents.rows(table):
-            yield row
-            number += 1
-            if number == PROGRESS_ROWS:
-                self._count(number)
-                number = 0
-        self._count(number)
-
-    def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
-        return self._contents.raw(sql, params)
-
-    def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-        return self._contents.stream(sql, params)
-
-    def damage(self) -> list[str]:
-        return self._contents.damage()
-
-
-class _Passing(_Counted):
-    """Contents whose rows are loaded into the target on their way to whoever reads them: one pass over the source."""
-
-    def __init__(
-        self, contents: Contents, receiver: Receiver, tables: dict[str, Table], count: Callable[[int], None]
-    ) -> None:
-        super().__init__(contents, count)
-        self._receiver = receiver
-        self._tables = tables
-
-    def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
-        # The target's own: it knows which of its columns are booleans.
-        target = self._tables[table.name]
-        large = [place for place, kind in enumerate(target.kinds) if kind in (TEXT, BLOB)]
-        batch: list[tuple[Any, ...]] = []
-        size = 0
-        for row in super().rows(table):
-            batch.append(row)
-            for place in large:
-                size += len(row[place] or ())
-            if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
-                self._receiver.load(target, batch)
-                yield from batch
-                batch, size = [], 0
-        if batch:
-            self._receiver.load(target, batch)
-            yield from batch
-
-
-def _refuse_unfit(target: Engine) -> None:
+def refuse_unfit(target: Engine) -> None:
     """The place may have a store that nothing was written to, of this version's schema."""
     standing = schema.look(target)
     schema.refuse_misfit(target, standing)
@@ -232,19 +243,6 @@ def _refuse_unfit(target: Engine) -> None:
             raise AlreadyExists(
                 f"{target.place} has a store that was written to: {', '.join(sorted(used)) or 'audit_event'}",
                 "name a place where nothing is, or an empty store",
-            )
-
-
-def _refuse_plugin_tables(storage: Storage) -> None:
-    """Their shape is the plugins' own, in the words of one engine."""
-    names = storage.database.execute_sql("SELECT DISTINCT name FROM plugin ORDER BY name").fetchall()
-    for (name,) in names:
-        tables = storage.database.plugins.tables(name)
-        storage.database.statement_done()
-        if tables:
-            raise StateError(
-                f"the plugin {name!r} has tables of its own, which are not carried over: {', '.join(tables)}",
-                "let the plugin export them, uninstall it, copy, and install it again",
             )
 
 

@@ -1,0 +1,88 @@
+"""How long work that removes much holds the writer: batches as large as the host is quick, with pauses between them.
+
+What is removed is elsewhere. One `Pace` is for one piece of work, in one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..storage import Storage
+
+HOLD_SECONDS = 0.005
+"""What a batch aims to hold the writer for: a fifth of the 25 ms that none is to exceed, because disks stall."""
+
+PAUSE_SECONDS = 0.002
+"""Between two batches at least, so that other writers are not kept waiting (measured: a tenth of their waiting)."""
+
+FIRST_UNITS = 32
+"""Of the first batch, when nothing is measured yet: less than a millisecond on a disk, 10 ms on a slow card."""
+
+MOST_UNITS = 2_000
+"""Of any batch: beyond that a quick host gains nothing, and one stall would take back what was measured."""
+
+UNIT_BYTES = 2_048
+"""A row costs one unit and one for each so many of its bytes: that many pages are given back with it."""
+
+
+class Stopped(Exception):
+    """The work was asked to end; what was removed stays removed."""
+
+
+class Pace:
+    """`units` is what the next batch may cost; `longest_seconds` how long one has held the writer at most."""
+
+    def __init__(self, stop: Callable[[], bool] | None = None, settle: Callable[[int], float] | None = None) -> None:
+        """`stop` is asked between batches: once it says True, `pause` raises Stopped. `settle` is of Engine.gently."""
+        self.units = FIRST_UNITS
+        self.longest_seconds = 0.0
+        self._stop = stop
+        self._settle = settle
+        self._held = 0.0
+        self._cost = 0
+
+    @contextmanager
+    def turn(self, storage: Storage, cost: int) -> Iterator[None]:
+        """A write transaction of one batch, which costs about `cost` units. Relaxed: a power cut may undo the last."""
+        with storage.transaction("relaxed"):
+            began = time.monotonic()
+            yield
+        self._held = time.monotonic() - began
+        self.longest_seconds = max(self.longest_seconds, self._held)
+        self._cost = cost
+        fitting = max(1, cost) * HOLD_SECONDS / max(self._held, 1e-6)
+        # Down at once, up by half: a batch that is too long hurts somebody, one that is too short only costs time.
+        self.units = max(1, int(min(fitting, self.units * 1.5 + 1, MOST_UNITS)))
+
+    def check(self) -> None:
+        """Raises Stopped once it was asked for."""
+        if self._stop is not None and self._stop():
+            raise Stopped
+
+    def pause(self) -> None:
+        """Let others write: as long as they were kept waiting. Raises Stopped."""
+        self.check()
+        time.sleep(max(PAUSE_SECONDS, self._held))
+        if self._settle is not None:
+            self.longest_seconds = max(self.longest_seconds, self._settle(self._cost))
+
+    def batches(self, items: Iterable[tuple[Any, int]]) -> Iterator[tuple[list[Any], int]]:
+        """Items with their costs, as lists that cost what the pace allows, each with its cost; at least one item."""
+        batch: list[Any] = []
+        whole = 0
+        for item, cost in items:
+            if batch and whole + cost > self.units:
+                yield batch, whole
+                batch, whole = [], 0
+            batch.append(item)
+            whole += cost
+        if batch:
+            yield batch, whole
+
+
+def cost_of(size: int) -> int:
+    """What the removal of a row of so many bytes costs, in units."""
+    return 1 + size // UNIT_BYTES
