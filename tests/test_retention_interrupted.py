@@ -31,7 +31,9 @@ retention.now_ms = lambda: now_ms() + 400 * 86_400_000
 limits = retention.Limits(sessions_days=300, transcripts_days=1, runs_days=1, checkpoints_days=1, checkpoints_keep=1)
 storage = kagedb.connect(url=sys.argv[1])
 print("ready", flush=True)
-retention.prune(storage, retention.plan(storage, limits), actor="operator:ana")
+retention.prune(
+    storage, retention.plan(storage, limits), actor="operator:ana", progress=lambda *_: print("batch", flush=True)
+)
 print("done", flush=True)
 """
 
@@ -52,7 +54,9 @@ def killed(url: str, patch: pytest.MonkeyPatch, times: int) -> None:
                 lived(owner, seed=100 * number + seed, end=seed != 0)
         pruner = start_python(PRUNER, url)
         wait_for_line(pruner, "ready")
-        time.sleep(noise.uniform(0, 0.25))
+        for _ in range(noise.randrange(4)):
+            wait_for_line(pruner, "batch")
+        time.sleep(noise.uniform(0, 0.02))
         cut += pruner.poll() is None
         kill(pruner)
         with kagedb.connect(url=url) as storage:
@@ -215,6 +219,20 @@ def test_batches_come_to_what_the_host_does_in_a_fifth_of_25_ms(
     assert max(settled) <= max(pacing.HOLD_SECONDS * 1000 * 1.01, unit_ms)
     if unit_ms > 0.005 and unit_ms < 4:
         assert max(settled) >= pacing.HOLD_SECONDS * 1000 / 2
+
+
+@pytest.mark.parametrize("empty_ms", [2.0, 8.0, 40.0])
+def test_a_host_on_which_an_empty_transaction_takes_long_does_not_come_to_single_rows(
+    empty_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, pace, units = Clock(monkeypatch), Pace(), []
+    noise = random.Random(1)
+    for batch, cost in pace.batches([(n, 1) for n in range(3_000)]):
+        with pace.turn(NoStorage(), cost):  # type: ignore[arg-type]
+            clock.now += (empty_ms * noise.uniform(0.9, 1.1) + len(batch) * 0.05) / 1000
+        units.append(len(batch))
+    assert len(units) < 120, "a hundred units fit into the 5 ms"
+    assert max(units) <= 400
 
 
 def test_one_stall_makes_the_next_batch_small_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

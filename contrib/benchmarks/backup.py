@@ -27,6 +27,9 @@ import peewee
 import kagedb
 from kagedb import AuditEvent, Project, Run, Session, Transcript
 
+SESSION_MEGABYTES = 16
+"""Of output in each session."""
+
 BLOCK_BYTES = 4096
 """What rsync and a file system compare by."""
 
@@ -68,7 +71,7 @@ with kagedb.connect():
     print("ready", flush=True)
     took, began = [], time.monotonic()
     import select
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    while len(took) < 2 or not select.select([sys.stdin], [], [], 0)[0]:
         start = time.perf_counter()
         AuditEvent.record("policy.decision", actor="agent:busy", body={"filler": "x" * 300})
         took.append(time.perf_counter() - start)
@@ -110,11 +113,12 @@ def fill(megabytes: int) -> None:
     """A store of about that size: two thirds terminal output that does not compress, one third audit events."""
     with kagedb.connect() as storage:
         project = Project.add("house", actor="operator:ana")
-        for _ in range(megabytes * 2 // 3 // 16 + 1):
+        output = megabytes * 2 // 3
+        for first in range(0, output, SESSION_MEGABYTES):
             session = Session.start(project, title="long", actor="operator:ana")
             run = Run.dispatch(session, agent="planner", input={}, parent=None)
             recorder = Transcript.open(session, columns=80, rows=24)
-            for _ in range(16):
+            for _ in range(min(SESSION_MEGABYTES, output - first)):
                 recorder.write(secrets.token_bytes(1024 * 1024))
             recorder.close()
         for _ in range(megabytes // 3):
@@ -208,7 +212,7 @@ def plain_copy(path: Path, place: Path) -> None:
 def measure(place: Path, baseline: Callable[[], float], beside: Callable[[], object], given: Any, path: Path) -> None:
     """`baseline` gives the seconds of a raw copy; `beside` is what the writer has beside it for comparison. `path` is
     the database file, where there is one."""
-    seconds = 5.0 if not given.quick else 0.2
+    seconds = 5.0 if not given.quick else 0.5
     wal = path.with_name(path.name + "-wal")
     with kagedb.connect(read_only=True) as storage:
         server_bytes = storage.engine.size_bytes()

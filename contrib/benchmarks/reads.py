@@ -105,7 +105,7 @@ def by_key_decoded(driver: plain.Driver, keys: list[str], count: int) -> None:
 
 
 def decoded_run(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (*row[:6], decoded(row[6]), decoded(row[7]), *row[8:])
+    return (*row[:-2], decoded(row[-2]), decoded(row[-1]))
 
 
 def decoded(value: Any) -> Any:

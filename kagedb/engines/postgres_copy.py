@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
-PIECE_BYTES = 1 << 18
+PIECE_BYTES = 1 << 17
 """Of lines handed over at a time."""
 
-PIECES_WAITING = 4
+PIECES_WAITING = 2
 """How far the server may be ahead of whoever takes the pieces."""
 
 CANCEL_SECONDS = 0.2

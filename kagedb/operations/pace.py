@@ -13,7 +13,8 @@ from typing import Any
 from ..storage import Storage
 
 HOLD_SECONDS = 0.005
-"""What a batch aims to hold the writer for: a fifth of the 25 ms that none is to exceed, because disks stall."""
+"""What a batch aims to hold the writer for, beyond what an empty transaction takes: a fifth of the 25 ms that
+none is to exceed, because disks stall."""
 
 PAUSE_SECONDS = 0.002
 """Between two batches at least, so that other writers are not kept waiting (measured: a tenth of their waiting)."""
@@ -26,6 +27,12 @@ MOST_UNITS = 2_000
 
 UNIT_BYTES = 2_048
 """A row costs one unit and one for each so many of its bytes: that many pages are given back with it."""
+
+FORGETTING = 0.7
+"""What a measured batch weighs after one more: a stall is forgotten after ten."""
+
+SMALLEST_SHARE = 0.1
+"""A unit is taken to cost at least that much of what it costs with the transaction's own part: estimates are noisy."""
 
 
 class Stopped(Exception):
@@ -42,6 +49,7 @@ class Pace:
         self._stop = stop
         self._settle = settle
         self._held = 0.0
+        self._took = _Line()
         self._cost = 0
 
     @contextmanager
@@ -53,7 +61,8 @@ class Pace:
         self._held = time.monotonic() - began
         self.longest_seconds = max(self.longest_seconds, self._held)
         self._cost = cost
-        fitting = max(1, cost) * HOLD_SECONDS / max(self._held, 1e-6)
+        self._took.add(max(1, cost), self._held)
+        fitting = HOLD_SECONDS / max(self._took.seconds_a_unit(), 1e-9)
         # Down at once, up by half: a batch that is too long hurts somebody, one that is too short only costs time.
         self.units = max(1, int(min(fitting, self.units * 1.5 + 1, MOST_UNITS)))
 
@@ -81,6 +90,33 @@ class Pace:
             whole += cost
         if batch:
             yield batch, whole
+
+
+class _Line:
+    """The straight line through what batches cost and took, the last ones above all (least squares).
+
+    Where a transaction takes long whatever is in it, as on a slow disk, a smaller batch is not a quicker one: to divide
+    time by cost would end at one row a batch.
+    """
+
+    def __init__(self) -> None:
+        self._n = self._cost = self._seconds = self._cost_cost = self._cost_seconds = 0.0
+
+    def add(self, cost: int, seconds: float) -> None:
+        weight = FORGETTING
+        self._n = self._n * weight + 1
+        self._cost = self._cost * weight + cost
+        self._seconds = self._seconds * weight + seconds
+        self._cost_cost = self._cost_cost * weight + cost * cost
+        self._cost_seconds = self._cost_seconds * weight + cost * seconds
+
+    def seconds_a_unit(self) -> float:
+        whole = self._seconds / self._cost
+        spread = self._n * self._cost_cost - self._cost**2
+        if spread < 0.001 * self._cost**2:
+            return whole
+        slope = (self._n * self._cost_seconds - self._cost * self._seconds) / spread
+        return min(whole, max(slope, SMALLEST_SHARE * whole))
 
 
 def cost_of(size: int) -> int:
