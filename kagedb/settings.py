@@ -228,7 +228,7 @@ class Settings:
         64,
         range(8, 65_537),
         "MiB",
-        "growth of SQLite's write-ahead log above which a backup is no longer throttled; at twice that it gives up",
+        "growth of SQLite's write-ahead log above which a backup hurries; at twice that it, or a copy, gives up",
     )
     backup_pg_bin = _ProgramDirectory(
         "backup.pg_bin",

@@ -144,7 +144,7 @@ def test_the_throttle_is_lifted_while_the_log_is_large(tmp_path: Path, monkeypat
     wal = tmp_path / "kaged.db-wal"
     wal.write_bytes(bytes(50))
     with open(wal, "rb") as file, Syncs(file.fileno()) as syncs:
-        guard = _Guard(wal, 2048, Pace(wal_bytes=100, bytes_per_second=1), syncs)
+        guard = _Guard(tmp_path / "kaged.db", 2048, Pace(wal_bytes=100, bytes_per_second=1), syncs)
         guard.step(0, 500, 1000)
         assert len(slept) == 1, "it slept until the log had grown, and then went on"
         guard.step(0, 400, 1000)

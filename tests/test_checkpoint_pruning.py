@@ -6,6 +6,8 @@ import json
 import random
 import threading
 import time
+from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,8 @@ from kagedb import AuditEvent, Checkpoint, InvalidValue, Project, Run, Session, 
 from kagedb import storage as stores
 from kagedb.models import Blob, RunAttachment
 from kagedb.operations import checkpoints as operation
-from kagedb.operations.checkpoints import collect, missing, prune
+from kagedb.operations import pace
+from kagedb.operations.checkpoints import Page, collect, missing, prune
 from programs import kill, start_python, wait_for_line
 
 if TYPE_CHECKING:
@@ -208,9 +211,13 @@ def test_a_blob_that_is_missing_is_told_of_and_nothing_is_lost_by_it(storage: St
     assert made[3].restore() == state(3)
 
 
-def test_collecting_a_large_store_keeps_to_its_memory(storage: Storage, run: Run) -> None:
+def test_collecting_a_large_store_keeps_to_its_memory(
+    storage: Storage, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the largest batches, which take the most of it; small ones with their pauses would take a minute here."""
     import tracemalloc
 
+    monkeypatch.setattr(pace, "HOLD_SECONDS", 1)
     with storage.transaction("relaxed"):
         for step in range(60):
             noise = random.Random(step)
@@ -301,3 +308,40 @@ def test_killed_while_collecting_leaves_nothing_that_dangles_or_stays(migrated_u
 @pytest.mark.slow
 def test_killed_forty_times_while_collecting_leaves_nothing_that_dangles_or_stays(migrated_url: str) -> None:
     kill_cleaners(migrated_url, 40)
+
+
+def chain(run: Run, length: int) -> list[Checkpoint]:
+    return [Checkpoint.pause(run, state(step)) for step in range(length)]
+
+
+def test_a_parent_that_is_on_a_later_page_is_given_and_taken_in_one_batch(
+    storage: Storage, session: Session, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operation, "PAGE_CHECKPOINTS", 3)
+    made = chain(run, 12)
+    prune(storage, keep=2, actor=ANA)
+    assert [(one.id, one.parent_id) for one in Checkpoint.of(session)] == [
+        (made[-2].id, None),
+        (made[-1].id, made[-2].id),
+    ]
+
+
+def test_a_parent_that_another_pruning_gives_meanwhile_is_known(
+    storage: Storage, session: Session, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has removed the newest page, and not yet the one with the parent that it gave."""
+    monkeypatch.setattr(operation, "PAGE_CHECKPOINTS", 3)
+    made = chain(run, 12)
+    real, firsts = operation.remove_page, iter([True])
+
+    def removing(storage: Storage, page: Page, doomed: Any) -> Any:
+        for _ in firsts:
+            real(storage, replace(page, lineage=deepcopy(page.lineage)), doomed)
+        return real(storage, page, doomed)
+
+    monkeypatch.setattr(operation, "remove_page", removing)
+    prune(storage, keep=2, actor=ANA)
+    assert [(one.id, one.parent_id) for one in Checkpoint.of(session)] == [
+        (made[-2].id, None),
+        (made[-1].id, made[-2].id),
+    ]

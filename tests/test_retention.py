@@ -26,7 +26,7 @@ from kagedb import (
 from kagedb.errors import ReadOnlyStorage
 from kagedb.identity import now_ms
 from kagedb.models import AuditSeal, Blob, RunAttachment, TranscriptChunk
-from kagedb.operations import audit_verify, retention
+from kagedb.operations import audit_verify, pace, retention
 from kagedb.operations.checkpoints import missing
 from kagedb.operations.retention import Limits, plan, prune
 from kagedb.operations.retention_removal import Removal
@@ -466,6 +466,7 @@ def test_a_store_that_was_opened_to_be_read_is_planned_and_not_pruned(
 def test_memory_does_not_grow_with_the_store(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
+    monkeypatch.setattr(pace, "HOLD_SECONDS", 1)  # the largest batches, which take the most of it
     owner = project()
     session = lived(owner, runs=0)
     lived(owner, runs=1)

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StorageBusy, StorageCorrupt, StorageError, StorageFull
+from ..errors import StorageCorrupt, StorageError, StorageFull
 from ..settings import require_parent, sync_directory
 from .archive import COPY, FIRST_OF_HISTORY, Archiver, Contents, Pace, Present, Reader, Table
 from .locks import LockFile, WriterTurn
@@ -27,7 +27,7 @@ from .places import (
     room_is_out,
     sync_file,
 )
-from .sqlite_contents import CACHE_KIB, SqliteContents, quoted, sqlite3, translated
+from .sqlite_contents import CACHE_KIB, LogLimit, SqliteContents, quoted, sqlite3, translated
 from .sqlite_locks import RESTORE_DRAFT, RESTORE_NOTE
 from .syncing import SYNC_BYTES, Syncs, syncing
 
@@ -120,7 +120,7 @@ class SqliteArchiver(SqliteReader, Archiver):
                 page_bytes = source.execute("PRAGMA page_size").fetchone()[0]
                 # Closing it drops SQLite's locks on the copy, which nobody else has.
                 with open(target, "rb") as written, Syncs(written.fileno()) as syncs:
-                    guard = _Guard(Path(database.database + "-wal"), page_bytes, pace, syncs)
+                    guard = _Guard(Path(database.database), page_bytes, pace, syncs)
                     source.backup(copy, pages=STEP_PAGES, progress=guard.step)
                     syncs.end()
                 source.execute("ROLLBACK")
@@ -225,17 +225,13 @@ class _Guard:
     """Called between the steps of a copy: sends it to the disk bit by bit, throttles it, tells how far it is, and
     watches the write-ahead log."""
 
-    def __init__(self, wal: Path, page_bytes: int, pace: Pace, syncs: Syncs) -> None:
-        self._wal = wal
+    def __init__(self, path: Path, page_bytes: int, pace: Pace, syncs: Syncs) -> None:
+        self._limit = LogLimit(path, pace.wal_bytes)
         self._page_bytes = page_bytes
         self._pace = pace
         self._syncs = syncs
         self._synced = 0
         self._began = time.monotonic()
-        before = self._wal_bytes()
-        # A log that is large already is reused from its beginning: only what it grows by is this copy's doing.
-        self._lift = max(pace.wal_bytes, before)
-        self._most = max(2 * pace.wal_bytes, before + pace.wal_bytes)
 
     def step(self, status: int, remaining: int, total: int) -> None:
         done = (total - remaining) * self._page_bytes
@@ -245,23 +241,13 @@ class _Guard:
         if self._pace.progress is not None:
             self._pace.progress(done, total * self._page_bytes)
         while True:
-            wal = self._wal_bytes()
-            if wal > self._most:
-                raise StorageBusy(
-                    f"the copy is too slow for what is being written: {self._wal} has grown to {wal:,} bytes",
-                    "try again when less is written, into a faster place, or raise backup.wal_limit_mib",
-                )
+            if self._limit.passed():
+                raise self._limit.error()
             rate = self._pace.bytes_per_second
-            early = self._began + done / rate - time.monotonic() if rate and wal <= self._lift else 0.0
+            early = self._began + done / rate - time.monotonic() if rate and not self._limit.high() else 0.0
             if early <= 0 or not remaining:
                 return
             time.sleep(min(early, NAP_SECONDS))
-
-    def _wal_bytes(self) -> int:
-        try:
-            return self._wal.stat().st_size
-        except FileNotFoundError:
-            return 0
 
 
 def _write_statements(contents: SqliteContents, target: Path) -> None:

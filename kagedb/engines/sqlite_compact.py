@@ -25,18 +25,27 @@ from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
 if TYPE_CHECKING:
     from .sqlite import SqliteEngine
 
-HOLD_SECONDS = 0.003
-"""What a turn aims at. No writer is to wait for more than 25 ms, and a disk may take several times as long for once."""
+HOLD_SECONDS = 0.0015
+"""What a turn aims at: about what a durable commit takes on a disk, so that a writer who meets one takes twice as long.
+None is to wait for more than 25 ms, and a disk may take several times as long for once."""
 
 PAUSE_FACTOR = 4
 """A pause is so many times the turn before it: a writer meets a turn one time in five, and waits for half of it."""
 
-SHORTEST_PAUSE_SECONDS = 0.002
+PAUSE_FACTOR_OF_MOVES = 100
+"""After a move of the log, while others write: it syncs, so that it takes several times as long as a commit, and not
+one writer in a hundred is to meet one. Measured: with 4 a writer's p99 was 4 times its own."""
+
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.002, 1.0
+"""The longer one is for disks on which a commit takes as long as a move: there a writer hardly notices it."""
+
+OTHERS_SECONDS = 2.0
+"""For how long after somebody's commit more of them are expected: without others there is nobody to pause for."""
 
 FIRST_PAGES, FEWEST_PAGES, MOST_PAGES = 32, 8, 4_000
 """Of a step. 20 microseconds a page where it was measured; a card may take a hundred times that for the first."""
 
-FEWEST_PAGES_OF_LOG = 128
+FEWEST_PAGES_OF_LOG = 256
 """Pages given back between two moves of the log at least: a move syncs twice, whatever it moves."""
 
 READER_PATIENCE_SECONDS, READER_POLL_SECONDS = 2.0, 0.05
@@ -84,26 +93,23 @@ def erase(engine: SqliteEngine) -> bool:
 def _give_pages_back(engine: SqliteEngine, run: Compaction) -> None:
     goal = free_pages(engine.database)
     most_log_bytes = 1024 * max(engine.settings.journal_size_limit_kib, engine.settings.wal_autocheckpoint_kib)
-    step, move = _Step(FEWEST_PAGES), _Step(FEWEST_PAGES_OF_LOG)
-    done = unmoved = 0
+    step, log = _Step(FEWEST_PAGES), _Log(engine, run)
+    done = 0
     left = goal
     # Others may free pages meanwhile; those are for the next time, or this one might never end.
     while left and done < goal and not run.time_is_up():
         pages = step.pages
         step.took(_turn(engine.database, run, partial(_give, engine.database, pages)))
-        done, unmoved = done + min(pages, left), unmoved + pages
+        done += min(pages, left)
         left = free_pages(engine.database)
-        if unmoved >= move.pages or not left:
-            kept, seconds = _move_log(engine, run)
-            move.took(seconds)
-            unmoved = 0
-            if kept > most_log_bytes and not _wait_for_readers(engine, run, most_log_bytes):
-                run.finished = False
-                run.notes.append(
-                    f"a reader of {engine.path} keeps {kept:,} bytes in its write-ahead log, which would grow further:"
-                    " when that reader is done, go on with: kaged compact"
-                )
-                return
+        log.written(pages)
+        if log.kept_bytes > most_log_bytes and not _wait_for_readers(log, run, most_log_bytes):
+            run.finished = False
+            run.notes.append(
+                f"a reader of {engine.path} keeps {log.kept_bytes:,} bytes in its write-ahead log, which would grow"
+                " further: when that reader is done, go on with: kaged compact"
+            )
+            return
         run.tell(min(done, goal), goal)
 
 
@@ -142,48 +148,70 @@ def cut_log(engine: SqliteEngine, run: Compaction) -> bool:
         time.sleep(READER_POLL_SECONDS)
 
 
-def _move_log(engine: SqliteEngine, run: Compaction) -> tuple[int, float]:
-    """Move what can be moved; gives the bytes that a reader keeps in the log, and the seconds that it took."""
-    found: list[int] = []
+class _Log:
+    """The write-ahead log while this thread's commits do not move it: moved now and then, in turns of its own."""
 
-    def move() -> None:
-        found[:] = engine.database.raw("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    def __init__(self, engine: SqliteEngine, run: Compaction) -> None:
+        self.kept_bytes = 0
+        """What a reader kept in it at the last move."""
+        self._engine = engine
+        self._run = run
+        self._step = _Step(FEWEST_PAGES_OF_LOG)
+        self._unmoved = 0
+        self._version = 0
+        self._others_until = 0.0
 
-    _sync_log(engine)
-    seconds = _turn(engine.database, run, move)
-    _, in_log, moved = found
-    return max(0, in_log - moved) * int(engine.database.raw("PRAGMA page_size").fetchone()[0]), seconds
+    def written(self, pages: int) -> float:
+        """Move it if enough has been written since the last time; gives how long that held the writer, in seconds."""
+        self._unmoved += pages
+        if self._unmoved < self._step.pages:
+            return 0.0
+        return self.move()
+
+    def move(self) -> float:
+        """Move what can be moved; gives how long that held the writer, in seconds."""
+        found: list[int] = []
+        raw = self._engine.database.raw
+
+        def move() -> None:
+            found[:] = raw("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+        self._unmoved = 0
+        _sync_log(self._engine)
+        factor = PAUSE_FACTOR_OF_MOVES if self._others_write() else PAUSE_FACTOR
+        seconds = _turn(self._engine.database, self._run, move, factor)
+        self._step.took(seconds)
+        _, in_log, moved = found
+        self.kept_bytes = max(0, in_log - moved) * int(raw("PRAGMA page_size").fetchone()[0])
+        return seconds
+
+    def _others_write(self) -> bool:
+        # It changes when another connection has committed, of this process or another.
+        version = self._engine.database.raw("PRAGMA data_version").fetchone()[0]
+        now = time.monotonic()
+        if version != self._version:
+            self._version, self._others_until = version, now + OTHERS_SECONDS
+        return now < self._others_until
 
 
 @contextmanager
 def gently(engine: SqliteEngine) -> Iterator[Callable[[int], float]]:
     """See Engine.gently: the log is moved between commits, a few pages at a time, and not by one of them."""
-    raw, step, run = engine.database.raw, _Step(FEWEST_PAGES_OF_LOG), Compaction()
+    raw, log = engine.database.raw, _Log(engine, Compaction())
     before = raw("PRAGMA wal_autocheckpoint").fetchone()[0]
-    unmoved = 0
-
-    def move(pages: int) -> float:
-        nonlocal unmoved
-        unmoved += pages
-        if unmoved < step.pages:
-            return 0.0
-        unmoved = 0
-        _, seconds = _move_log(engine, run)
-        step.took(seconds)
-        return seconds
-
     raw("PRAGMA wal_autocheckpoint = 0")
     try:
-        yield move
+        yield log.written
     finally:
         raw(f"PRAGMA wal_autocheckpoint = {before}")
 
 
-def _wait_for_readers(engine: SqliteEngine, run: Compaction, most_log_bytes: int) -> bool:
+def _wait_for_readers(log: _Log, run: Compaction, most_log_bytes: int) -> bool:
     deadline = time.monotonic() + READER_PATIENCE_SECONDS
     while time.monotonic() < deadline and not run.time_is_up():
         time.sleep(READER_POLL_SECONDS)
-        if _move_log(engine, run)[0] <= most_log_bytes:
+        log.move()
+        if log.kept_bytes <= most_log_bytes:
             return True
     return False
 
@@ -203,14 +231,16 @@ def _log_bytes(engine: SqliteEngine) -> int:
         return 0
 
 
-def _turn(database: SqliteStoreDatabase, run: Compaction, work: Callable[[], Any]) -> float:
+def _turn(
+    database: SqliteStoreDatabase, run: Compaction, work: Callable[[], Any], pause_factor: int = PAUSE_FACTOR
+) -> float:
     """Do `work` in a turn to write, and let others write after it; gives the seconds that it took."""
     with database.alone():
         began = time.perf_counter()
         work()
         seconds = time.perf_counter() - began
     run.longest_hold_seconds = max(run.longest_hold_seconds, seconds)
-    time.sleep(max(SHORTEST_PAUSE_SECONDS, PAUSE_FACTOR * seconds))
+    time.sleep(min(LONGEST_PAUSE_SECONDS, max(SHORTEST_PAUSE_SECONDS, pause_factor * seconds)))
     return seconds
 
 

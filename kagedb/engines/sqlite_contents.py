@@ -128,9 +128,15 @@ class LogLimit:
     def __init__(self, path: Path, log_bytes: int) -> None:
         self._log = path.with_name(path.name + "-wal")
         before = self._bytes()
+        self._high = max(log_bytes, before)
         self._most = max(2 * log_bytes, before + log_bytes)
 
+    def high(self) -> bool:
+        """Whether the holder should hurry."""
+        return self._bytes() > self._high
+
     def passed(self) -> bool:
+        """Whether the holder should give up: `error` says so."""
         return self._bytes() > self._most
 
     def error(self) -> StorageBusy:

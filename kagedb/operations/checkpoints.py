@@ -93,6 +93,27 @@ def prune(
     return Pruned(removed, total - removed)
 
 
+@dataclass(slots=True)
+class _Lineage:
+    """What is becoming of a session's checkpoints while they are removed."""
+
+    last: str
+    count: int
+    """The newest one when the removal began, and how many there were up to it."""
+    removed: int = 0
+    """How many of these have been removed here."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """Child to the parent that it was given when its own was removed: one that may be on a later page."""
+
+    def disturbed(self, storage: Storage, session: str) -> bool:
+        """Whether somebody else removes checkpoints of the session too, and gives parents that are not known here."""
+        there = storage.database.execute_sql(
+            storage.database.dialect("SELECT COUNT(*) FROM checkpoint WHERE session_id = ? AND id <= ?"),
+            (session, self.last),
+        ).fetchone()[0]
+        return bool(there != self.count - self.removed)
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some checkpoints of a session, newest first, and of its others those whose parent is among them."""
@@ -102,6 +123,7 @@ class Page:
     children: list[tuple[str, str]]
     """Child and parent; of the checkpoints that were there up to the one with the id `seen`."""
     seen: str
+    lineage: _Lineage
 
 
 class RemovedPage(NamedTuple):
@@ -125,14 +147,15 @@ def doomed_pages(storage: Storage, doomed: Condition, of: str | None = None) -> 
     )
     session = of or raw(next_session, ("",)).fetchone()[0]
     while session is not None:
-        last = AFTER_EVERY_ULID
+        count = dialect("SELECT COALESCE(MAX(id), ''), COUNT(*) FROM checkpoint WHERE session_id = ?")
+        last, lineage = AFTER_EVERY_ULID, _Lineage(*raw(count, (session,)).fetchone())
         while True:
             seen = raw(dialect("SELECT MAX(id) FROM checkpoint WHERE session_id = ?"), (session,)).fetchone()[0] or ""
             ids = [row[0] for row in raw(select, (session, last, *doomed.params)).fetchall()]
             if not ids:
                 break
             children = [] if of else _children(storage, session, ids)
-            yield Page(session, ids, children, seen), len(ids)
+            yield Page(session, ids, children, seen, lineage), len(ids)
             last = ids[-1]
             if len(ids) < PAGE_CHECKPOINTS:
                 break
@@ -165,7 +188,11 @@ def remove_page(storage: Storage, page: Page, doomed: Condition) -> RemovedPage:
         return RemovedPage(0, 0)
     # Of the session itself, most looked for before the transaction: there is no index by parent, which would be written
     # at each pause. And forks into other sessions, for which there is one.
-    children = page.children + _children(storage, page.session, going, above=page.seen)
+    lineage = page.lineage
+    if lineage.disturbed(storage, page.session):
+        children = _children(storage, page.session, going)
+    else:
+        children = [*page.children, *lineage.moved.items(), *_children(storage, page.session, going, above=page.seen)]
     places = ", ".join("?" * len(going))
     forks = f"SELECT id, parent_id FROM checkpoint WHERE run_id IS NULL AND parent_id IN ({places})"  # noqa: S608
     children += raw(dialect(forks), going).fetchall()
@@ -174,12 +201,16 @@ def remove_page(storage: Storage, page: Page, doomed: Condition) -> RemovedPage:
             nearest = parents[parent]
             while nearest in parents:
                 nearest = parents[nearest]
+            if nearest is not None:
+                lineage.moved[child] = nearest
             Checkpoint.update(parent_id=nearest).where(
                 (Checkpoint.id == child) & (Checkpoint.parent_id == parent)
             ).execute()
     # What is removed is where no session stands any more.
     heads = CheckpointHead.delete().where(CheckpointHead.checkpoint.in_(going)).execute()
-    return RemovedPage(Checkpoint.delete().where(Checkpoint.id.in_(going)).execute(), heads)
+    gone = Checkpoint.delete().where(Checkpoint.id.in_(going)).execute()
+    lineage.removed += gone
+    return RemovedPage(gone, heads)
 
 
 def collect(storage: Storage, progress: Callable[[int], None] | None = None, *, pace: Pace | None = None) -> Collected:

@@ -12,12 +12,15 @@ from typing import Any
 
 from ..storage import Storage
 
-HOLD_SECONDS = 0.005
-"""What a batch aims to hold the writer for, beyond what an empty transaction takes: a fifth of the 25 ms that
-none is to exceed, because disks stall."""
+HOLD_SECONDS = 0.0015
+"""What a batch aims to hold the writer for, beyond what an empty transaction takes: about as long as a durable commit,
+so that a writer who meets one takes twice as long. None is to exceed 25 ms, and disks stall."""
 
-PAUSE_SECONDS = 0.002
-"""Between two batches at least, so that other writers are not kept waiting (measured: a tenth of their waiting)."""
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.002, 0.5
+"""Between two batches, so that other writers are not kept waiting (measured: a tenth of their waiting)."""
+
+PAUSE_FACTOR = 4
+"""A pause is so many times the batch before it: a writer meets a batch one time in five, and waits for half of it."""
 
 FIRST_UNITS = 32
 """Of the first batch, when nothing is measured yet: less than a millisecond on a disk, 10 ms on a slow card."""
@@ -31,7 +34,10 @@ UNIT_BYTES = 2_048
 FORGETTING = 0.7
 """What a measured batch weighs after one more: a stall is forgotten after ten."""
 
-SMALLEST_SHARE = 0.1
+PROBE_EVERY = 8
+"""Batches: one in so many is twice as large, since batches of one size do not tell what a larger one would take."""
+
+SMALLEST_SHARE = 0.02
 """A unit is taken to cost at least that much of what it costs with the transaction's own part: estimates are noisy."""
 
 
@@ -51,6 +57,7 @@ class Pace:
         self._held = 0.0
         self._took = _Line()
         self._cost = 0
+        self._batches = 0
 
     @contextmanager
     def turn(self, storage: Storage, cost: int) -> Iterator[None]:
@@ -64,7 +71,11 @@ class Pace:
         self._took.add(max(1, cost), self._held)
         fitting = HOLD_SECONDS / max(self._took.seconds_a_unit(), 1e-9)
         # Down at once, up by half: a batch that is too long hurts somebody, one that is too short only costs time.
-        self.units = max(1, int(min(fitting, self.units * 1.5 + 1, MOST_UNITS)))
+        self.units = max(1, int(min(fitting, self.units * 1.5 + 1)))
+        self._batches += 1
+        if self._batches % PROBE_EVERY == 0:
+            self.units = 2 * self.units + 1
+        self.units = min(self.units, MOST_UNITS)
 
     def check(self) -> None:
         """Raises Stopped once it was asked for."""
@@ -72,9 +83,9 @@ class Pace:
             raise Stopped
 
     def pause(self) -> None:
-        """Let others write: as long as they were kept waiting. Raises Stopped."""
+        """Let others write. Raises Stopped."""
         self.check()
-        time.sleep(max(PAUSE_SECONDS, self._held))
+        time.sleep(min(LONGEST_PAUSE_SECONDS, max(SHORTEST_PAUSE_SECONDS, PAUSE_FACTOR * self._held)))
         if self._settle is not None:
             self.longest_seconds = max(self.longest_seconds, self._settle(self._cost))
 
