@@ -19,19 +19,6 @@ from kagedb.settings import load
 if TYPE_CHECKING:
     from conftest import Places
 
-WRITER = """
-import sys, time
-import kagedb
-from kagedb import AuditEvent
-with kagedb.connect(url=sys.argv[1]):
-    print("writing", flush=True)
-    number = 0
-    while True:
-        AuditEvent.record("policy.decision", actor="agent:busy", body={"number": number, "filler": "x" * 300})
-        number += 1
-"""
-
-
 # Retention.
 
 

@@ -19,6 +19,7 @@ from kagedb.operations import checkpoints as operation
 from kagedb.operations import pace
 from kagedb.operations.checkpoints import Page, collect, missing, prune
 from programs import kill, start_python, wait_for_line
+from retained import needed
 
 if TYPE_CHECKING:
     from kagedb.storage import Storage
@@ -47,20 +48,6 @@ def state(step: int, size: int = 40) -> dict[str, Any]:
 
 def pause_many(run: Run, count: int) -> list[Checkpoint]:
     return [Checkpoint.pause(run, state(step)) for step in range(count)]
-
-
-def needed() -> set[bytes]:
-    """Every blob that a checkpoint or an attachment needs, found without the code under test's marks."""
-    from kagedb.models.state_tree import references
-
-    waiting = [row.root for row in Checkpoint.select()] + [row.blob for row in RunAttachment.select()]
-    found: set[bytes] = set()
-    while waiting:
-        digest = waiting.pop()
-        if digest not in found:
-            found.add(digest)
-            waiting += references(Blob.by_id(digest).data)
-    return found
 
 
 def test_the_newest_stay_and_can_be_restored(storage: Storage, session: Session, run: Run) -> None:
@@ -310,15 +297,11 @@ def test_killed_forty_times_while_collecting_leaves_nothing_that_dangles_or_stay
     kill_cleaners(migrated_url, 40)
 
 
-def chain(run: Run, length: int) -> list[Checkpoint]:
-    return [Checkpoint.pause(run, state(step)) for step in range(length)]
-
-
 def test_a_parent_that_is_on_a_later_page_is_given_and_taken_in_one_batch(
     storage: Storage, session: Session, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operation, "PAGE_CHECKPOINTS", 3)
-    made = chain(run, 12)
+    made = pause_many(run, 12)
     prune(storage, keep=2, actor=ANA)
     assert [(one.id, one.parent_id) for one in Checkpoint.of(session)] == [
         (made[-2].id, None),
@@ -331,7 +314,7 @@ def test_a_parent_that_another_pruning_gives_meanwhile_is_known(
 ) -> None:
     """The other one has removed the newest page, and not yet the one with the parent that it gave."""
     monkeypatch.setattr(operation, "PAGE_CHECKPOINTS", 3)
-    made = chain(run, 12)
+    made = pause_many(run, 12)
     real, firsts = operation.remove_page, iter([True])
 
     def removing(storage: Storage, page: Page, doomed: Any) -> Any:

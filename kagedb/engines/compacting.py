@@ -9,6 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+HOLD_SECONDS = 0.0015
+"""What work that removes much aims to hold the writer for at a time: about what a durable commit takes on a disk, so
+that a writer who meets it takes twice as long. None is to wait for more than 25 ms, and a disk may stall."""
+
+PAUSE_FACTOR = 4
+"""A pause is so many times the turn before it: a writer meets a turn one time in five, and waits for half of it."""
+
+SHORTEST_PAUSE_SECONDS = 0.002
+
 
 class TimeIsUp(Exception):
     """A statement was ended at the moment until which it might run (Engine.until); never reaches a caller of kagedb."""

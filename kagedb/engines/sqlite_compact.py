@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import peewee
 
 from ..errors import StorageBusy, StorageInUse
-from .compacting import Compaction
+from .compacting import HOLD_SECONDS, PAUSE_FACTOR, SHORTEST_PAUSE_SECONDS, Compaction
 from .places import sync_file
 from .sqlite_contents import INTERRUPTIBLE_STEPS
 from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
@@ -25,19 +25,12 @@ from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
 if TYPE_CHECKING:
     from .sqlite import SqliteEngine
 
-HOLD_SECONDS = 0.0015
-"""What a turn aims at: about what a durable commit takes on a disk, so that a writer who meets one takes twice as long.
-None is to wait for more than 25 ms, and a disk may take several times as long for once."""
-
-PAUSE_FACTOR = 4
-"""A pause is so many times the turn before it: a writer meets a turn one time in five, and waits for half of it."""
-
 PAUSE_FACTOR_OF_MOVES = 100
 """After a move of the log, while others write: it syncs, so that it takes several times as long as a commit, and not
 one writer in a hundred is to meet one. Measured: with 4 a writer's p99 was 4 times its own."""
 
-SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.002, 1.0
-"""The longer one is for disks on which a commit takes as long as a move: there a writer hardly notices it."""
+LONGEST_PAUSE_SECONDS = 1.0
+"""For disks on which a commit takes as long as a move: there a writer hardly notices it."""
 
 OTHERS_SECONDS = 2.0
 """For how long after somebody's commit more of them are expected: without others there is nobody to pause for."""

@@ -286,6 +286,17 @@ class Identified(Model):
     created_at = MillisField(default=now_ms)
 
 
+def set_pinned(row: Any, pinned: bool) -> None:
+    """Pin a row, or unpin it, by the statement `_pin` of its model. Raises NotFound."""
+    store, model = bound_store(), type(row)
+    with store.transaction():
+        current = model.by_id(row.id)
+        model._pin.run(id=row.id, pinned=pinned)
+        kind = f"{model._meta.table_name}.{'pinned' if pinned else 'unpinned'}"
+        store.notify(kind, row.ref, current.audited_project)
+    row.__data__["pinned"] = pinned
+
+
 class Counter(Model):
     """Numbers that only go up: transcript numbers, the epoch of the owner."""
 

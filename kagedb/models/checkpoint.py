@@ -15,7 +15,7 @@ from ..errors import LimitExceeded, NotFound, StateError, StorageCorrupt
 from ..fields import TITLE_CHARACTERS, BlobField, BooleanField, MillisField, NameField, TextField, UlidField
 from ..identity import now_ms
 from .audit import AuditEvent
-from .base import Hot, Identified, Model, Parameter, bound_store, check_actor
+from .base import Hot, Identified, Model, Parameter, bound_store, check_actor, set_pinned
 from .blob import Blob, next_id
 from .run import Run
 from .session import ENDED, Session
@@ -213,19 +213,11 @@ class Checkpoint(Identified):
 
     def pin(self) -> None:
         """Keep the checkpoint whatever is pruned."""
-        self._set_pinned(True)
+        set_pinned(self, True)
 
     def unpin(self) -> None:
         """Let pruning remove the checkpoint again."""
-        self._set_pinned(False)
-
-    def _set_pinned(self, pinned: bool) -> None:
-        store = bound_store()
-        with store.transaction():
-            current = Checkpoint.by_id(self.id)
-            self._pin.run(id=self.id, pinned=pinned)
-            store.notify(f"checkpoint.{'pinned' if pinned else 'unpinned'}", self.ref, current.audited_project)
-        self.__data__["pinned"] = pinned
+        set_pinned(self, False)
 
     def diff(self, other: Checkpoint) -> list[Difference]:
         """What is not the same in `other`, as changes from this state to that one."""

@@ -10,7 +10,7 @@ from ..errors import StateError
 from ..fields import TITLE_CHARACTERS, BooleanField, JSONField, MillisField, TextField
 from ..identity import now_ms
 from .audit import AuditEvent
-from .base import Hot, Identified, Parameter, bound_store, check_actor
+from .base import Hot, Identified, Parameter, bound_store, check_actor, set_pinned
 from .project import Project
 
 ATTACHED, DETACHED, ENDED = "attached", "detached", "ended"
@@ -86,19 +86,11 @@ class Session(Identified):
 
     def pin(self) -> None:
         """Keep the session and all that is below it, whatever is pruned."""
-        self._set_pinned(True)
+        set_pinned(self, True)
 
     def unpin(self) -> None:
         """Let pruning remove the session and what is below it again."""
-        self._set_pinned(False)
-
-    def _set_pinned(self, pinned: bool) -> None:
-        store = bound_store()
-        with store.transaction():
-            current = Session.by_id(self.id)
-            self._pin.run(id=self.id, pinned=pinned)
-            store.notify(f"session.{'pinned' if pinned else 'unpinned'}", self.ref, current.project_id)
-        self.__data__["pinned"] = pinned
+        set_pinned(self, False)
 
     def _move(self, state: str, **times: int) -> None:
         store = bound_store()

@@ -160,10 +160,33 @@ class Verifying:
             return False
         if seq <= self.verdict.pruned_to:
             return True  # left over by a pruning that was cut off
+        salt, body_hash, stored = bytes(salt), bytes(body_hash), bytes(stored)
         try:
-            self._check_event(
-                seq, at, kind, actor, subject, project, bytes(salt), body, bytes(body_hash), bytes(stored)
-            )
+            before = self._seq
+            if seq != before + 1:
+                raise _Broken(before + 1, f"event {before + 1} is missing")
+            if hash_event(self._head, seq, at, kind, actor, subject, project, body_hash) != stored:
+                raise _Broken(seq, f"event {seq} was changed, or does not follow the event before it")
+            if body == "" and len(salt) == 0:
+                self.verdict.redacted += 1
+                if not self._redaction_recorded(seq):
+                    raise _Broken(seq, f"the body of event {seq} is gone, and no event says that it was redacted")
+            elif hash_body(salt, body) != body_hash:
+                raise _Broken(seq, f"the body of event {seq} was changed")
+            if kind == "audit.pruned" and body:
+                self.pruning = json.loads(body)
+            self.verdict.events += 1
+            self._seq, self._head = seq, stored
+            seal = self._seal
+            if seal is not None and seq == seal[2]:
+                if bytes(seal[3]) != stored:
+                    raise _Broken(seq, f"the events up to {seq} are not those that seal {seal[0]} closed")
+                self._check_mac(seal)
+                self._seal = self._next_seal(seq)
+            if self.expect:
+                self._check_anchors(seq, stored, exactly=True)
+            if self.progress is not None and seq % PROGRESS_ROWS == 0:
+                self.progress(seq - self.verdict.pruned_to, self._last - self.verdict.pruned_to)
         except _Broken as broken:
             self._break(broken)
             return False
@@ -228,45 +251,6 @@ class Verifying:
             verdict.assurance.append("sealed")
         if verdict.anchored_at:
             verdict.assurance.append("anchored")
-
-    def _check_event(
-        self,
-        seq: int,
-        at: int,
-        kind: str,
-        actor: str,
-        subject: str | None,
-        project: str | None,
-        salt: bytes,
-        body: str,
-        body_hash: bytes,
-        stored: bytes,
-    ) -> None:
-        before = self._seq
-        if seq != before + 1:
-            raise _Broken(before + 1, f"event {before + 1} is missing")
-        if hash_event(self._head, seq, at, kind, actor, subject, project, body_hash) != stored:
-            raise _Broken(seq, f"event {seq} was changed, or does not follow the event before it")
-        if body == "" and len(salt) == 0:
-            self.verdict.redacted += 1
-            if not self._redaction_recorded(seq):
-                raise _Broken(seq, f"the body of event {seq} is gone, and no event says that it was redacted")
-        elif hash_body(salt, body) != body_hash:
-            raise _Broken(seq, f"the body of event {seq} was changed")
-        if kind == "audit.pruned" and body:
-            self.pruning = json.loads(body)
-        self.verdict.events += 1
-        self._seq, self._head = seq, stored
-        seal = self._seal
-        if seal is not None and seq == seal[2]:
-            if bytes(seal[3]) != stored:
-                raise _Broken(seq, f"the events up to {seq} are not those that seal {seal[0]} closed")
-            self._check_mac(seal)
-            self._seal = self._next_seal(seq)
-        if self.expect:
-            self._check_anchors(seq, stored, exactly=True)
-        if self.progress is not None and seq % PROGRESS_ROWS == 0:
-            self.progress(seq - self.verdict.pruned_to, self._last - self.verdict.pruned_to)
 
     def _redaction_recorded(self, seq: int) -> bool:
         # By the index on subject, one event at a time: a list of redactions could grow with the log.

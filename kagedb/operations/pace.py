@@ -10,17 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..engines.compacting import HOLD_SECONDS, PAUSE_FACTOR, SHORTEST_PAUSE_SECONDS
 from ..storage import Storage
 
-HOLD_SECONDS = 0.0015
-"""What a batch aims to hold the writer for, beyond what an empty transaction takes: about as long as a durable commit,
-so that a writer who meets one takes twice as long. None is to exceed 25 ms, and disks stall."""
-
-SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.002, 0.5
-"""Between two batches, so that other writers are not kept waiting (measured: a tenth of their waiting)."""
-
-PAUSE_FACTOR = 4
-"""A pause is so many times the batch before it: a writer meets a batch one time in five, and waits for half of it."""
+LONGEST_PAUSE_SECONDS = 0.5
+"""Whoever asks the work to end is not to wait for longer."""
 
 FIRST_UNITS = 32
 """Of the first batch, when nothing is measured yet: less than a millisecond on a disk, 10 ms on a slow card."""
