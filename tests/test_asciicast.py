@@ -55,7 +55,11 @@ def test_an_export_reads_back_the_same(version: int) -> None:
 EVENT = st.one_of(
     st.builds(Output, st.integers(0, 50), st.text(min_size=1, max_size=20).map(lambda text: text.encode())),
     st.builds(Resize, st.integers(0, 50), st.integers(1, 65_535), st.integers(1, 65_535)),
-    st.builds(Mark, st.integers(0, 50), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=10)),
+    st.builds(
+        Mark,
+        st.integers(0, 50),
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=10),
+    ),
     st.builds(Gap, st.integers(0, 50), st.integers(0, 2**50)),
 )
 
