@@ -1,6 +1,6 @@
 """The config file: what kinds of settings there are, and how a file is read into checked values.
 
-Which settings there are, and what wins over the file, is `kagedb.settings`.
+Which settings there are is settings_table.py; what wins over the file is `kagedb.settings`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Setting:
     """A setting as the config file knows it: `name` is `section.key`, `form` says in words what it must be.
 
     `default` is None where it follows from the home, `example` is a value as it is written in TOML. The table is the
-    body of `kagedb.settings.Settings`: `attribute` is the setting's name there, and its value's on an instance.
+    body of `SettingsTable`: `attribute` is the setting's name there, and its value's on an instance of `Settings`.
     """
 
     kind: type = str

@@ -154,6 +154,10 @@ def normal_path(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
+def is_absolute(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path
+
+
 def printable(text: str) -> str:
     """`text` for one line of a terminal: control characters and bytes that are not UTF-8 are escaped."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -13,7 +13,7 @@ from typing import Any
 
 from programs import start_python, tell, wait_for_line
 
-CALLS = ("fsync", "fdatasync", "rename", "pwrite64", "write", "unlink", "ftruncate", "link")
+CALLS = ("fsync", "fdatasync", "sync_file_range", "rename", "pwrite64", "write", "unlink", "ftruncate", "link")
 """What changes or syncs a file; `open` and `mkdir` make what is empty."""
 
 FORKING = """
@@ -44,7 +44,7 @@ def run_to_step(arguments, limit):
     status, write = 1, os.write
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        for name in ("rename", "fsync", "unlink", "mkdir", "open", "write", "rmdir"):
+        for name in ("rename", "fsync", "fdatasync", "unlink", "mkdir", "open", "write", "rmdir"):
             around(name)
         kaged(arguments, standalone_mode=False)
         status = 0

@@ -49,11 +49,15 @@ class DatabaseServer:
     maintenance_database = "postgres"
     create_options = ""
 
+    def __init__(self) -> None:
+        self._connections: dict[tuple[int, str], Any] = {}
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Nothing to end: who started it ends it."""
+        self._let_go()
 
     def url(self, database: str) -> str:
         """The storage URL of `database`, as the ordinary role that owns the tests' databases."""
@@ -80,24 +84,37 @@ class DatabaseServer:
     def drop_database(self, name: str) -> None:
         """Remove `name` and cut off whoever is still connected to it."""
         drop = SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name))
-        self.execute(drop, url=self.admin_url(self.maintenance_database))
+        _run(self._kept(self.admin_url(self.maintenance_database)), drop)
 
     def execute(self, statement: Any, *, url: str | None = None) -> list[tuple[Any, ...]]:
         """Run one statement in no transaction, at `url` or as the ordinary role in the maintenance database."""
-        connection = psycopg2.connect(url or self.url(self.maintenance_database))
+        if url is None:
+            return _run(self._kept(self.url(self.maintenance_database)), statement)
+        connection = psycopg2.connect(url)
         try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.fetchall() if cursor.description else []
+            return _run(connection, statement)
         finally:
             connection.close()
+
+    def _kept(self, url: str) -> Any:
+        """The connection of this process to a maintenance database: two are wanted for each database of a test."""
+        key = os.getpid(), url
+        if key not in self._connections or self._connections[key].closed:
+            self._connections[key] = psycopg2.connect(url)
+        return self._connections[key]
+
+    def _let_go(self) -> None:
+        """Close what is kept, before the server ends."""
+        for (owner, _), connection in self._connections.items():
+            if owner == os.getpid():  # a forked child that closes its parent's ends the parent's session
+                connection.close()
 
 
 class ExistingServer(DatabaseServer):
     """A server that is there already, named by the URL of one of its databases."""
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         address, mark, query = url.partition("?")
         scheme, _, place = address.partition("://")
         authority, _, database = place.partition("/")
@@ -122,6 +139,7 @@ class PostgresServer(DatabaseServer):
     create_options = "STRATEGY file_copy"  # 14 ms a database where the default takes 50, without fsync
 
     def __init__(self, bin_directory: Path, *, fsync: bool = False, tcp: bool = False) -> None:
+        super().__init__()
         self.bin_directory = bin_directory
         self.directory = Path()
         self.port = 5432
@@ -156,6 +174,7 @@ class PostgresServer(DatabaseServer):
         """End the server and remove its directory. A forked child that comes by here leaves them alone."""
         if os.getpid() != self._owner:
             return
+        self._let_go()
         self._watchdog.communicate(b"end", timeout=TOOL_SECONDS)
         if self._watchdog.returncode:
             raise RuntimeError(f"The watchdog could not end the server in {self.directory}")
@@ -183,10 +202,12 @@ class PostgresServer(DatabaseServer):
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Shut it down and wait for the end; `immediate` is a crash as far as the data is concerned."""
+        self._let_go()
         self._run("pg_ctl", "-w", "-D", str(self._data), "-m", mode, "stop")
 
     def kill(self) -> None:
         """SIGKILL to the server and all its backends at once. Returns when they are gone."""
+        self._let_go()
         subprocess.run([*_WATCHDOG, "kill", str(self.directory)], check=True, timeout=TOOL_SECONDS)
 
     @property
@@ -248,6 +269,13 @@ class PostgresServer(DatabaseServer):
             log = self._log.read_text(errors="replace") if self._log.exists() else ""
             said = done.stdout.decode(errors="replace")
             raise RuntimeError(f"{program} ended with {done.returncode}: {said}\n{log}")
+
+
+def _run(connection: Any, statement: Any) -> list[tuple[Any, ...]]:
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
 
 
 _WATCHDOG = [sys.executable, "-I", postgres_watchdog.__file__]

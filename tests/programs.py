@@ -1,56 +1,78 @@
 """Python programs that tests start: a second daemon, a process to be killed, two starters at once.
 
 They inherit the environment of the test, and with it the SQLite library and the home of the test. What
-`start_python` started dies with the test, and with the run if that is killed.
+`start_python` started dies with the test, and with the run if that is killed. A program is forked by preloaded.py,
+which has done its imports, unless it is `fresh` or its environment changes what Python decides when it starts.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
+import forked
+import preloaded
+
 LINE_SECONDS = 30  # a Python start takes 0.1 s here, and seconds on a small board under load
 
 _started: list[subprocess.Popen[str]] = []
-_libc = ctypes.CDLL(None)
 
 
 def run_python(
-    code: str | Path, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 60
+    code: str | Path, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 60, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run code (text) or a script (a path) to its end. `env` is added to the environment; `timeout` is in seconds."""
-    return subprocess.run(
-        _command(code, arguments),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        timeout=timeout,
-        preexec_fn=_die_with_the_run,
-    )
+    """Run code (text) or a script (a path) to its end. `env` is added to the environment; `timeout` is in seconds.
+
+    `fresh` starts Python itself: for claims about what is imported, and when.
+    """
+    environment = {**os.environ, **(env or {})}
+    command = _command(code, arguments)
+    if fresh or not forked.can_be(environment):
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=timeout,
+            preexec_fn=_dying_with_the_run(),
+        )
+    with open(os.devnull) as nothing:
+        program = forked.Program(code, arguments, environment, stdin=nothing.fileno(), stderr_too=True)
+    with program:
+        try:
+            out, err = program.communicate(timeout=timeout)
+        except BaseException:
+            program.kill()
+            raise
+    return subprocess.CompletedProcess(command, program.returncode, out, err)
 
 
-def start_python(code: str | Path, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start_python(
+    code: str | Path, *arguments: str, env: Mapping[str, str] | None = None, fresh: bool = False
+) -> subprocess.Popen[str]:
     """Start code (text) or a script (a path). Its stdin and stdout are pipes; its stderr is the test's.
 
-    It is killed at the end of the test at the latest, and when the thread that started it ends.
+    It is killed at the end of the test at the latest.
     """
-    process = subprocess.Popen(
-        _command(code, arguments),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-        preexec_fn=_die_with_the_run,
-    )
+    environment = {**os.environ, **(env or {})}
+    process: subprocess.Popen[str]
+    if fresh or not forked.can_be(environment):
+        process = subprocess.Popen(
+            _command(code, arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=_dying_with_the_run(),
+        )
+    else:
+        process = forked.Program(code, arguments, environment)
     _started.append(process)
     return process
 
@@ -102,6 +124,6 @@ def _command(code: str | Path, arguments: tuple[str, ...]) -> list[str]:
     return [sys.executable, *([str(code)] if isinstance(code, Path) else ["-c", code]), *arguments]
 
 
-def _die_with_the_run() -> None:
-    """In the child, before it becomes the program: a SIGKILL is due when its parent dies, even by SIGKILL."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _dying_with_the_run() -> Callable[[], None]:
+    here = os.getpid()
+    return lambda: preloaded.die_with(here)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import forked
 from commands import KAGED
 
 PATIENCE_SECONDS = 30
@@ -29,14 +30,18 @@ class Terminal:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def start(self, *arguments: str, before: str = "", env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, before: str = "", env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """`kaged` with these arguments, in the foreground; `before` is code that it runs first."""
+        environment = {**os.environ, "TERM": "xterm-256color", **(env or {})}
+        if forked.can_be(environment):
+            return forked.Program(f"{before}\n{KAGED}", arguments, environment, terminal=self.slave)
         return subprocess.Popen(
             [sys.executable, "-c", f"{before}\n{KAGED}", *arguments],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
-            env={**os.environ, "TERM": "xterm-256color", **(env or {})},
+            env=environment,
+            text=True,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
@@ -59,7 +64,7 @@ class Terminal:
             assert time.monotonic() < deadline, f"{what!r} is not in {self.shown[-2000:]!r}"
             time.sleep(0.01)
 
-    def wait(self, process: subprocess.Popen[bytes]) -> int:
+    def wait(self, process: subprocess.Popen[str]) -> int:
         """The exit status of the program, once all that it showed is here."""
         status = process.wait(PATIENCE_SECONDS)
         quiet = -1

@@ -21,6 +21,7 @@ FLOORS = [
     {"errors", "identity"},
     {"fields", "url"},
     {"config"},
+    {"settings_table"},
     {"settings"},
     {"audit_key"},
     {"models", "engines"},
@@ -38,7 +39,7 @@ ONE_ROOM = {"migrating": "schema", "__main__": "cli"}
 ENGINE_NAMES = ("sqlite", "postgres", "psycopg")
 MAY_NAME_ENGINES = {
     "url.py": "reads and writes the URLs that choose an engine",
-    "settings.py": "the names of the settings for one engine",
+    "settings_table.py": "the names of the settings for one engine",
     "config.py": "an example of a section of the config file",
     "cli/__init__.py": "the help of --url",
     "cli/copy.py": "the help of --to",
@@ -153,7 +154,7 @@ def test_what_the_package_calls_a_model_is_the_one_of_its_models() -> None:
     ],
 )
 def test_importing_brings_nothing_heavy_with_it(module: str, heavy: tuple[str, ...]) -> None:
-    done = run_python(f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])")
+    done = run_python(f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])", fresh=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
@@ -164,17 +165,19 @@ def test_the_engine_that_is_not_used_is_not_imported(migrated_url: str, engine: 
         "with kagedb.connect(sys.argv[1]): pass\n"
         f"print([name for name in sys.modules if name.startswith('kagedb.engines.{other}')])",
         migrated_url,
+        fresh=True,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 NOT_FOR_A_START = (  # noqa: SIM905
     """
-    asyncio bz2 click difflib lzma platformdirs playhouse.migrations shlex shutil subprocess tempfile tomllib ulid zlib
+    asyncio bz2 click ctypes difflib lzma platformdirs playhouse.migrations shlex shutil subprocess tempfile tomllib ulid zlib
     kagedb.audit_key kagedb.cli kagedb.formats kagedb.migrating kagedb.operations
     kagedb.engines.archive kagedb.engines.plugins kagedb.engines.query kagedb.engines.sqlite_contents
     kagedb.engines.sqlite_archive kagedb.engines.sqlite_plugins kagedb.engines.sqlite_query
     kagedb.engines.postgres_archive kagedb.engines.postgres_plugins kagedb.engines.postgres_query
+    kagedb.engines.postgres_reading kagedb.engines.resting kagedb.engines.syncing
     kagedb.models.backlog kagedb.models.flusher kagedb.models.plain kagedb.models.recorder kagedb.models.segment
     kagedb.models.plugin_state kagedb.models.plugin_tables kagedb.models.write_behind
     kagedb.models.state_diff kagedb.models.state_tree
@@ -192,6 +195,7 @@ def test_opening_a_store_for_one_event_imports_nothing_that_it_does_not_use(migr
         "    kagedb.AuditEvent.record('policy.decision', actor='agent:planner', body={'allowed': True})\n"
         f"print(sorted(({set(NOT_FOR_A_START)} & set(sys.modules)) - before))",
         migrated_url,
+        fresh=True,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

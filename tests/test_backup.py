@@ -108,9 +108,10 @@ def test_a_digest_tells_values_apart_that_look_alike() -> None:
         def lines(self, table: Any) -> Any:
             return lines_of(self._rows, table)
 
-    table = digests.Table("t", ("a", "b"), ("text", "text"), ("a",))
+    keyed = digests.Table("t", ("a", "b"), ("text", "text"), ("a",))
+    keyless = digests.Table("t", ("a", "b"), ("text", "text"), ())
 
-    def digest(*rows: tuple[Any, ...]) -> str:
+    def digest(*rows: tuple[Any, ...], table: digests.Table = keyed) -> str:
         digesting = digests.Digesting(table, Rows(*rows))  # type: ignore[arg-type]
         assert b"".join(digesting.lines()).count(b"\n") == len(rows)
         return digesting.facts().digest
@@ -128,6 +129,11 @@ def test_a_digest_tells_values_apart_that_look_alike() -> None:
     apart = {digest(row) for row in found} | {digest(("1", ""), ("1", "")), digest()}
     assert len(apart) == len(found) + 2
     assert digest((True, "")) == digest((1, "")), "SQLite has no booleans"
+    one, other = ("1", ""), ("", "1")
+    assert digest(one, other) != digest(other, one)
+    assert digest(one, other, table=keyless) == digest(other, one, table=keyless), "nothing gives them an order"
+    alike = [digest(*rows, table=keyless) for rows in ((), (one,), (one, one), (one, other), (one, one, other))]
+    assert len(set(alike)) == 5
 
 
 @pytest.mark.sqlite_only

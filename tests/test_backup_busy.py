@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
 import sqlite3
 import subprocess
 import time
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +18,10 @@ import pytest
 import kagedb
 from backup_sets import back_up, directory, files, sets, verdict
 from commands import answer_json, in_process, run_kaged
+from kagedb.engines import syncing
 from kagedb.engines.archive import Pace
 from kagedb.engines.sqlite_archive import STEP_PAGES, _Guard
-from kagedb.engines.syncing import SYNC_BYTES, Syncs
+from kagedb.engines.syncing import PIECE_BYTES, SYNC_BYTES, Sending
 from kagedb.operations import backup_set
 from kagedb.operations.backup import Plan, make, ready
 from postgres_server import find_bin, oldest_bin
@@ -143,8 +146,8 @@ def test_the_throttle_is_lifted_while_the_log_is_large(tmp_path: Path, monkeypat
     monkeypatch.setattr("kagedb.engines.sqlite_archive.time.sleep", sleep)
     wal = tmp_path / "kaged.db-wal"
     wal.write_bytes(bytes(50))
-    with open(wal, "rb") as file, Syncs(file.fileno()) as syncs:
-        guard = _Guard(tmp_path / "kaged.db", 2048, Pace(wal_bytes=100, bytes_per_second=1), syncs)
+    with Sending(wal) as sending:
+        guard = _Guard(tmp_path / "kaged.db", 2048, Pace(wal_bytes=100, bytes_per_second=1), sending)
         guard.step(0, 500, 1000)
         assert len(slept) == 1, "it slept until the log had grown, and then went on"
         guard.step(0, 400, 1000)
@@ -156,21 +159,100 @@ def test_the_throttle_is_lifted_while_the_log_is_large(tmp_path: Path, monkeypat
 
 def test_no_commit_waits_behind_the_sync_of_a_whole_copy(stored_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is on its way to the disk at any time is a piece of the copy, whatever its size."""
-    with kagedb.connect(url=stored_url):
+    _add_noise(stored_url)
+    sent = _watch_sending(monkeypatch)
+    one = back_up(stored_url)
+    whole = -(-one.manifest.bytes // PIECE_BYTES)
+    assert [offset for _, offset in sent[:whole]] == [number * PIECE_BYTES for number in range(whole)]
+    assert sent[whole] == ("durable", one.manifest.bytes)
+    assert {what for what, _ in sent[:whole]} == {"sent"}
+
+
+def test_a_copy_never_runs_far_ahead_of_the_disk(stored_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with little memory sends what lies there by itself, all at once."""
+    _add_noise(stored_url)
+    lead = 1024 * 1024
+    real = os.sysconf
+    pages = lead * syncing.LEAD_PART // real("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_PHYS_PAGES" else real(name))
+    written: list[int] = []
+    monkeypatch.setattr(Sending, "written", _watched(Sending.written, written))
+    sent = _watch_sending(monkeypatch)
+    one = back_up(stored_url)
+    early = sent[: next(place for place, (_, offset) in enumerate(sent) if place and offset == 0)]
+    assert len(early) * PIECE_BYTES >= one.manifest.bytes - lead - STEP_PAGES * 4096
+    assert written and max(written) <= lead
+
+
+def test_a_disk_that_fails_while_it_is_written_to_leaves_no_set(
+    stored_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel says of a failed write it says once."""
+
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(sync_file_range=_Refusing(errno.EIO)))
+    result = in_process("--url", stored_url, "backup")
+    assert result.exit_code == 1
+    assert "no backup can be written in" in result.output and "Input/output error" in result.output
+    assert not list(directory().glob("kaged-*"))
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_a_kernel_that_syncs_whole_files_alone_is_served_too(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: (synced.append(descriptor), real(descriptor))[1])
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(sync_file_range=_Refusing(number)))
+    file = tmp_path / "copy"
+    file.write_bytes(os.urandom(3 * SYNC_BYTES))
+    assert syncing.send(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert len(synced) == 4
+
+
+class _Refusing:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, *_: int) -> int:
+        import ctypes
+
+        ctypes.set_errno(self.number)
+        return -1
+
+
+def _add_noise(url: str) -> None:
+    with kagedb.connect(url=url):
         run = kagedb.Run.select().get()
         for number in range(6):
             run.attach(f"noise {number}", os.urandom(900_000))
-    real, sizes = os.fdatasync, [0]
 
-    def watched(descriptor: int) -> None:
-        real(descriptor)
-        sizes.append(os.fstat(descriptor).st_size)
 
-    monkeypatch.setattr(os, "fdatasync", watched)
-    # pg_dump is slower than its watcher; so it is with a rate.
-    one = back_up(stored_url, "--limit-rate", "8")
-    sizes.append(one.manifest.bytes)
-    assert max(after - before for before, after in pairwise(sizes)) <= 3 * SYNC_BYTES
+def _watch_sending(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Each piece with its offset, and each time that a whole file was made durable with its size, as they come."""
+    sent: list[tuple[str, int]] = []
+    real_send, real_sync = syncing._Pieces.send, os.fdatasync
+
+    def watched(pieces: syncing._Pieces, descriptor: int, offset: int, length: int) -> None:
+        real_send(pieces, descriptor, offset, length)
+        sent.append(("sent", offset))
+
+    def durable(descriptor: int) -> None:
+        real_sync(descriptor)
+        sent.append(("durable", os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(syncing._Pieces, "send", watched)
+    monkeypatch.setattr(os, "fdatasync", durable)
+    return sent
+
+
+def _watched(written: Any, ahead: list[int]) -> Any:
+    def watched(sending: Sending, size: int, *, hurry: bool = False) -> None:
+        written(sending, size, hurry=hurry)
+        ahead.append(size - sending._sent)
+
+    return watched
 
 
 def test_a_second_backup_at_once_is_busy_and_leaves_the_first_alone(stored_url: str) -> None:

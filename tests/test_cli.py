@@ -66,7 +66,8 @@ def test_help_and_version_do_not_load_the_store() -> None:
         done = run_python(
             "import sys\nfrom kagedb.cli import kaged\n"
             f"try:\n    kaged.main([{option!r}])\nexcept SystemExit as end:\n    assert not end.code\n"
-            "print([name for name in ('peewee', 'ulid', 'psycopg2', 'kagedb.storage') if name in sys.modules])"
+            "print([name for name in ('peewee', 'ulid', 'psycopg2', 'kagedb.storage') if name in sys.modules])",
+            fresh=True,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("\n[]\n")

@@ -221,7 +221,7 @@ try:
 except kagedb.SettingsError as error:
     print(error.message, "|", error.hint)
 """
-    done = programs.run_python(code, migrated_url)
+    done = programs.run_python(code, migrated_url, fresh=True)
     assert "needs psycopg2, which is not installed | install the extra: pip install 'kagedb[postgres]'" in done.stdout
 
 

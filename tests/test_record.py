@@ -41,7 +41,7 @@ def events(url: str) -> list[object]:
         return list(Transcript.select().order_by(Transcript.id.desc()).get().events())
 
 
-def record(shown: Terminal, url: str, *command: str, **more: str) -> subprocess.Popen[bytes]:
+def record(shown: Terminal, url: str, *command: str, **more: str) -> subprocess.Popen[str]:
     return shown.start("-q", "--url", url, "record", "--", *command, **more)
 
 

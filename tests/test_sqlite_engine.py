@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ import pytest
 
 import kagedb
 import programs
+from kagedb import AuditEvent
 from kagedb.engines import sqlite, sqlite_database
-from kagedb.errors import StorageCorrupt, StorageError
+from kagedb.errors import ImmutableError, StorageCorrupt, StorageError
 from kagedb.models.base import Counter
 
 if TYPE_CHECKING:
@@ -166,6 +169,36 @@ def test_closing_leaves_one_file_and_its_lock(storage: Storage, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {"kaged.db", "kaged.db.lock"}
 
 
+FAILING = {
+    "no such column": "SELECT no_such_column FROM counter",
+    "a constraint": "INSERT INTO counter (name, value) VALUES ('one', 1), ('one', 2)",
+    "a guard": "DELETE FROM audit_event",
+    "a later row": (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 100)"
+        " SELECT CASE WHEN x > 90 THEN abs(-9223372036854775807 - 1) END FROM n"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FAILING)
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_a_statement_that_failed_does_not_keep_the_files_of_a_closed_store_open(
+    storage: Storage, how: str, in_transaction: bool
+) -> None:
+    AuditEvent.record("policy.decision", actor="agent:planner", body={})
+    database = storage.database
+    gc.disable()  # closing is not left to the collector
+    try:
+        with pytest.raises((peewee.PeeweeException, ImmutableError)):
+            with database.atomic() if in_transaction else nullcontext():
+                list(database.execute_sql(FAILING[how]))
+        storage.close()
+        held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        assert [path for path in held if path.startswith(str(path_of(storage)))] == []
+    finally:
+        gc.enable()
+
+
 def test_a_program_that_ends_without_closing_loses_nothing_and_closes(migrated_url: str, tmp_path: Path) -> None:
     code = """
 import sys, kagedb
@@ -258,6 +291,6 @@ def test_sqlite_comes_from_where_peewee_takes_it() -> None:
     code = (
         "import sys, kagedb.engines.sqlite; print([name for name in sys.modules if name in ('_sqlite3', 'pysqlite3')])"
     )
-    done = programs.run_python(code)
+    done = programs.run_python(code, fresh=True)
     expected = "pysqlite3" if peewee.sqlite3.__name__.startswith("pysqlite3") else "_sqlite3"
     assert expected in done.stdout

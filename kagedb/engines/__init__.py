@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..settings import Settings
-    from .archive import Reader
+    from .archive import Looks, Reader
     from .engine import Engine
 
 MODULES_IMPORTED_LATER = tuple(
@@ -18,6 +18,8 @@ MODULES_IMPORTED_LATER = tuple(
         "postgres_query",
         "postgres_transfer",
         "sqlite_compact",
+        "sqlite_condition",
+        "sqlite_making",
         "sqlite_query",
         "sqlite_transfer",
         "sqlite_wreck",
@@ -37,12 +39,15 @@ def open_engine(settings: Settings, *, read_only: bool = False) -> Engine:
     return PostgresEngine(settings, read_only=read_only)
 
 
-def open_reader(name: str, settings: Settings) -> Reader:
-    """What reads the backup sets of the engine `name`, whichever one the store of `settings` is on."""
+def open_reader(name: str, settings: Settings, looks: Looks) -> Reader:
+    """What reads the backup sets of the engine `name`, whichever one the store of `settings` is on.
+
+    Where the rows of a set are in no order, each is shown to `looks` when it is read.
+    """
     if name == "sqlite":
         from .sqlite_archive import SqliteReader
 
         return SqliteReader()
-    from .postgres_archive import PostgresReader
+    from .postgres_reading import PostgresReader
 
-    return PostgresReader(settings)
+    return PostgresReader(settings, looks)

@@ -1,7 +1,8 @@
 """What a backup asks of an engine: a store's contents at one moment, a copy in one file, and the way back.
 
-`Contents` is a state of a store that is read table by table, alike on both engines; `Archiver` is made by
-`Engine.archiver()`. What a backup set is, and when it is good, is in kagedb.operations.
+`Contents` is a state of a store that is read table by table, alike on both engines; `RowHashes` is one of which little
+more than hashes is left. `Archiver` is made by `Engine.archiver()`, `Reader` by `open_reader`. What a backup set is,
+and when it is good, is in kagedb.operations.
 """
 
 from __future__ import annotations
@@ -50,11 +51,25 @@ class Pace:
     """Called with bytes done and in all, about."""
 
 
-class Contents(ABC):
-    """One unchanging state of a store."""
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """What somebody wants to see of each row of a table, while the rows go by once and in no order."""
 
-    finished = False
-    """Whether it is read from the copy's own bytes, so that whatever is found here is true of the copy."""
+    columns: tuple[str, ...]
+    look: Callable[..., tuple[Any, ...]]
+    """Takes a row's values of `columns`, and gives what is to be remembered of the row: its values of `remembered`."""
+    remembered: tuple[str, ...] = ()
+    """Columns that can be asked for afterwards, besides those of the key."""
+    indexed: str = ""
+    """One of those by which rows will be looked up, where it is not NULL."""
+
+
+Looks = Callable[[Table], Looking | None]
+"""Asked when the rows of a table begin."""
+
+
+class State(ABC):
+    """One unchanging state of a store, whatever is left of it."""
 
     @abstractmethod
     def tables(self) -> list[Table]:
@@ -65,22 +80,40 @@ class Contents(ABC):
         """How many rows it has."""
 
     @abstractmethod
-    def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
-        """The rows in the order of their keys, as plain values in the order of `table.columns`; in constant memory."""
-
-    def lines(self, table: Table) -> Iterator[bytes]:
-        """The same rows as text, in pieces of whole lines; copy_text.py says which text."""
-        from .copy_text import lines_of
-
-        return lines_of(self.rows(table), table)
-
-    @abstractmethod
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
         """A cursor over a short query, written with `?`."""
 
     @abstractmethod
     def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a long query, in constant memory."""
+
+
+class RowHashes(State):
+    """A state whose rows have gone by: `raw` and `stream` know no more of them than `Looks` had remembered."""
+
+    @abstractmethod
+    def hashes(self, table: Table) -> Iterator[list[bytes]]:
+        """The hashes of the rows (copy_text.py) in the order of their keys, some at a time; without a key in any."""
+
+
+class Contents(State):
+    """A state with all its rows."""
+
+    finished = False
+    """Whether it is read from the copy's own bytes, so that whatever is found here is true of the copy."""
+
+    @abstractmethod
+    def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
+        """The rows in the order of their keys, as plain values in the order of `table.columns`; in constant memory.
+
+        Those of a table without a key come in any order.
+        """
+
+    def lines(self, table: Table) -> Iterator[bytes]:
+        """The same rows as text, in pieces of whole lines; copy_text.py says which text."""
+        from .copy_text import lines_of
+
+        return lines_of(self.rows(table), table)
 
     @abstractmethod
     def give_up_beyond(self, log_bytes: int) -> None:
@@ -98,8 +131,10 @@ class Reader(ABC):
     """The data files of one engine's sets, read back without a store; made by `engines.open_reader`."""
 
     @abstractmethod
-    def reading(self, data: Path, form: str, tables: list[Table], scratch: Path) -> AbstractContextManager[Contents]:
-        """The contents of a data file, from its own bytes; `scratch` is an empty directory for that.
+    def reading(
+        self, data: Path, form: str, tables: list[Table], scratch: Path
+    ) -> AbstractContextManager[Contents | RowHashes]:
+        """What is in a data file, from its own bytes; `scratch` is an empty directory for that.
 
         Raises StorageCorrupt where it cannot be read to its end.
         """
@@ -115,7 +150,7 @@ class Present:
     """Its newest audit event: number, and hash in hex."""
 
 
-class Archiver(Reader):
+class Archiver(ABC):
     """Copies of one engine's stores."""
 
     engine: Engine

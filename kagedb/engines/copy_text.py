@@ -1,6 +1,6 @@
 """Rows as lines of text: the form in which PostgreSQL's COPY takes and gives them, made here for rows of any engine.
 
-What is loaded and what digests are taken of is this text, so that rows cross between engines and digests with as few
+What is loaded and what hashes are taken of is this text, so that rows cross between engines and digests with as few
 steps as can be. Which rows, and where they go, is in the engines' files.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any
 
 from .archive import BLOB, TEXT, Table
@@ -59,9 +60,26 @@ def text_of(rows: Sequence[Row]) -> bytes:
     hex after `\\\\x`, text as it is but for backslashes and control characters, which are escaped; `\\N` for NULL.
     """
     # By columns: what is done once for a column of many rows costs half of what it does value by value.
-    texts = map(_column, zip(*rows, strict=True))
-    lines = "\n".join(map("\t".join, zip(*texts, strict=True)))
-    return f"{lines}\n".encode()
+    # A row may have megabytes: what it was made of is let go before the next form of it is made.
+    lines = [*map("\t".join, zip(*map(_column, zip(*rows, strict=True)), strict=True)), ""]
+    whole = "\n".join(lines)
+    del lines
+    return whole.encode()
+
+
+def row_hashes(lines: Iterable[bytes | memoryview]) -> list[bytes]:
+    """What stands for each row where all of them cannot be kept: SHA-256 of its line, without the line feed."""
+    return [sha256(line).digest() for line in lines]
+
+
+def piece_hashes(piece: bytes) -> list[bytes]:
+    """The same of the lines of a piece."""
+    # In a value there is no line feed.
+    if piece.find(b"\n") == len(piece) - 1:
+        return row_hashes([memoryview(piece)[:-1]])
+    lines = piece.split(b"\n")
+    lines.pop()
+    return row_hashes(lines)
 
 
 def _column(column: Sequence[Any]) -> Sequence[str]:
@@ -88,11 +106,11 @@ def _text(column: Sequence[str]) -> Sequence[str]:
 
 
 def _blob(column: Sequence[bytes]) -> Sequence[str]:
-    return ["\\\\x" + digits for digits in map(bytes.hex, column)]
+    return [f"\\\\x{digits}" for digits in map(bytes.hex, column)]
 
 
 def _view(column: Sequence[memoryview]) -> Sequence[str]:
-    return ["\\\\x" + digits for digits in map(memoryview.hex, column)]
+    return [f"\\\\x{digits}" for digits in map(memoryview.hex, column)]
 
 
 def _integer(column: Sequence[int]) -> Sequence[str]:

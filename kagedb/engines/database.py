@@ -170,9 +170,14 @@ class StoreDatabase(peewee.Database):  # type: ignore[misc]
         if state.transactions and state.failed is None:
             state.failed = error
         translated = self.translate(error)
-        if translated is error:
-            raise error
-        raise translated from error
+        try:
+            if translated is error:
+                raise error
+            raise translated from error
+        finally:
+            # The error holds this frame by its traceback. Held by it in turn, it would stay until the garbage collector
+            # runs, and with it the cursor that failed, which keeps the files of a closed SQLite store open.
+            del error, translated
 
     def _execute_cursor(self, sql: str, params: Any, **options: Any) -> Any:
         kind = classify(sql)

@@ -1,13 +1,15 @@
 """Copies of a PostgreSQL store: pg_dump on an exported snapshot, and back in one transaction.
 
-Strategy: one connection exports its snapshot; pg_dump writes it, while the digests of the same snapshot are read. To
-verify, the text that pg_restore prints is loaded into a scratch SQLite file. To restore, the same text is run inside
-one transaction that has renamed the old schema aside, so that there is no moment in which the store is half of each.
+Strategy: one connection exports its snapshot; pg_dump writes it, and then the digests of the same snapshot are read:
+one after the other, with rests, since at once they would take every processor of a small host. How a set is read back
+is in postgres_reading.py. To restore, the text that is read there is run inside one transaction that has renamed the
+old schema aside, so that there is no moment in which the store is half of each.
 """
 
 from __future__ import annotations
 
-import threading
+import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,16 +20,17 @@ import peewee
 
 from ..errors import KagedError, StorageCorrupt, StorageError, StorageForbidden
 from . import postgres_tools as tools
-from .archive import COPY, FIRST_OF_HISTORY, INTEGER, Archiver, Contents, Pace, Present, Reader, Table
-from .places import make_private_file, sync_file
-from .postgres_contents import PostgresContents, plugin_schemas, table_names
+from .archive import COPY, FIRST_OF_HISTORY, Archiver, Contents, Pace, Present
+from .places import make_private_file
+from .postgres_contents import PostgresContents, plugin_schemas
 from .postgres_plugin_schemas import PluginSchemas
+from .postgres_reading import dump_text
 from .postgres_server import driver
-from .sqlite_contents import CACHE_KIB, SqliteContents, quoted, sqlite3, translated
-from .syncing import syncing
+from .resting import Rests
+from .sqlite_contents import quoted
+from .syncing import Sending
 
 if TYPE_CHECKING:
-    from ..settings import Settings
     from .postgres import PostgresEngine
 
 COMPRESSION_LEVEL = 1
@@ -36,8 +39,8 @@ COMPRESSION_LEVEL = 1
 LOCK_WAIT_MS = 60_000
 """How long pg_dump waits for a table that somebody else changes the shape of."""
 
-THROTTLED_BYTES = 64 * 1024
-"""Written at a time where a rate is given: what a pipe of Linux holds."""
+READ_BYTES = 16 * 1024
+"""Taken from pg_dump at a time: what it makes of so much takes it less than a millisecond."""
 
 TIME_ZONE = "UTC"
 
@@ -48,51 +51,9 @@ LOAD_BYTES = 1 << 20
 """Handed to the server at a time: a row of terminal output takes 33 KB of text."""
 
 
-class PostgresReader(Reader):
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    @contextmanager
-    def reading(self, data: Path, form: str, tables: list[Table], scratch: Path) -> Iterator[Contents]:
-        loaded = scratch / "loaded.sqlite3"
-        make_private_file(loaded)
-        connection = sqlite3.connect(loaded, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = OFF")
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            with self._text(data, form) as text:
-                _load(connection, text, {table.name: table for table in tables})
-        except sqlite3.Error as error:
-            raise translated(error, loaded) from error
-        finally:
-            connection.close()
-        contents = SqliteContents.open(loaded, tables)
-        try:
-            yield contents
-        finally:
-            contents.close()
-
-    @contextmanager
-    def _text(self, data: Path, form: str) -> Iterator[IO[bytes]]:
-        """The SQL of a data file; when the block has been left well, all of it was read and whole."""
-        if form != COPY:
-            with open(data, "rb") as file:
-                yield file
-            return
-        command = [tools.find(self.settings, "pg_restore"), "--no-owner", "--file=-", str(data)]
-        try:
-            with tools.running(command, tools.plain_environment(), str, stdout=-1) as child:
-                yield child.stdout
-        except StorageError as error:
-            if type(error) is not StorageError:
-                raise
-            raise StorageCorrupt(f"{data} cannot be read: {error.message}", "use another set: kaged backups") from error
-
-
-class PostgresArchiver(PostgresReader, Archiver):
+class PostgresArchiver(Archiver):
     def __init__(self, engine: PostgresEngine) -> None:
-        super().__init__(engine.settings)
+        self.settings = engine.settings
         self.engine: PostgresEngine = engine
 
     def file_name(self, form: str) -> str:
@@ -111,7 +72,7 @@ class PostgresArchiver(PostgresReader, Archiver):
     @contextmanager
     def copy(self, target: Path, form: str, pace: Pace, *, packed: bool) -> Iterator[Contents]:
         make_private_file(target)
-        with self._errors(), syncing(target), self._snapshot() as (connection, snapshot):
+        with self._errors(), self._snapshot() as (connection, snapshot):
             contents = PostgresContents(connection, self.engine.schema, self.plugin_schemas(connection))
             where, environment = tools.arguments_for(connection, self.settings.url.dsn or "")
             # Of a plugin's own columns; as the digests of the same snapshot read them.
@@ -123,25 +84,16 @@ class PostgresArchiver(PostgresReader, Archiver):
                 f"--snapshot={snapshot}",
                 f"--lock-wait-timeout={LOCK_WAIT_MS}",
                 "--no-password",
-                *([] if pace.bytes_per_second else [f"--file={target}"]),
                 *(
                     ["--format=custom", f"--compress={0 if packed else COMPRESSION_LEVEL}"]
                     if form == COPY
                     else ["--format=plain", "--no-owner"]
                 ),
             ]
-            scrub = self.settings.url.scrub
-            if pace.bytes_per_second:
-                with tools.running(command, environment, scrub, stdout=-1) as child, open(target, "wb") as file:
-                    with _Throttle(child.stdout, file, pace.bytes_per_second):
-                        yield contents
-            else:
-                with tools.running(command, environment, scrub):
-                    yield contents
-            sync_file(target)
-            if pace.progress is not None:
-                size = target.stat().st_size
-                pace.progress(size, size)
+            with tools.running(command, environment, self.settings.url.scrub, stdout=-1) as child:
+                _save(child.stdout, target, pace, self.engine.size_bytes())
+            contents.rests = Rests()
+            yield contents
 
     def plugin_schemas(self, connection: Any) -> list[str]:
         """Those that have something, as the snapshot of `connection` has them. Raises StorageForbidden."""
@@ -207,7 +159,7 @@ class PostgresArchiver(PostgresReader, Archiver):
             kept = self._kept_name()
             there = self._move_aside(kept)
             plugins.move_aside(kept)
-            with self._text(data, form) as text:
+            with dump_text(self.settings, data, form) as text:
                 self._run(text, plugins)
             # The dump's own text has emptied the path.
             database.raw(f'SET search_path = "{schema}"')
@@ -261,34 +213,25 @@ class PostgresArchiver(PostgresReader, Archiver):
                 cursor.copy_expert(piece.copy, _Lines(piece.lines), LOAD_BYTES)
 
 
-class _Throttle:
-    """Writes what a child says into a file, no faster than so many bytes a second, beside the block."""
+def _save(dump: IO[bytes], target: Path, pace: Pace, size: int) -> None:
+    """What pg_dump says into a file, no faster than the pace wants, and with rests: it waits while nobody reads.
 
-    def __init__(self, source: IO[bytes], target: IO[bytes], bytes_per_second: int) -> None:
-        self._source, self._target, self._rate = source, target, bytes_per_second
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._pump, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            self._thread.join()
-            if self._error is not None:
-                raise self._error
-
-    def _pump(self) -> None:
-        began, done = time.monotonic(), 0
-        try:
-            while data := self._source.read(THROTTLED_BYTES):
-                self._target.write(data)
-                done += len(data)
-                time.sleep(max(0.0, began + done / self._rate - time.monotonic()))
-        except (OSError, ValueError) as error:
-            # ValueError: the file was closed under it, since the block was left by an error.
-            self._error = error if isinstance(error, OSError) else None
-            self._source.close()
+    `size` is the store's, of which a dump is smaller.
+    """
+    fcntl.fcntl(dump, fcntl.F_SETPIPE_SZ, READ_BYTES)
+    began, done, rests = time.monotonic(), 0, Rests()
+    with open(target, "wb", buffering=0) as file, Sending(target) as sending:
+        while data := os.read(dump.fileno(), READ_BYTES):
+            file.write(data)
+            done += len(data)
+            sending.written(done)
+            if pace.progress is not None:
+                pace.progress(min(done, size), size)
+            if pace.bytes_per_second:
+                time.sleep(max(0.0, began + done / pace.bytes_per_second - time.monotonic()))
+            rests.rest()
+    if pace.progress is not None:
+        pace.progress(size, size)
 
 
 class _Lines:
@@ -311,40 +254,3 @@ class _Lines:
             return data
         self._left = data[size:]
         return data[:size]
-
-
-def _load(connection: Any, text: IO[bytes], tables: dict[str, Table]) -> None:
-    """The rows of a dump into tables of that name; what else is in the dump is not looked at."""
-    for table in tables.values():
-        columns = ", ".join(map(quoted, table.columns))
-        if len(table.key) == 1 and table.kinds[table.columns.index(table.key[0])] == INTEGER:
-            # The rows are then in the order of their key, without an index.
-            columns = columns.replace(quoted(table.key[0]), f"{quoted(table.key[0])} INTEGER PRIMARY KEY")
-        connection.execute(f"CREATE TABLE {quoted(table.name)} ({columns})")
-    for piece in tools.pieces(text):
-        if isinstance(piece, tools.Rows):
-            known = next((tables[name] for name in table_names(piece.schema, piece.table) if name in tables), None)
-            if known is None or set(piece.columns) != set(known.columns):
-                raise StorageCorrupt(
-                    f"the dump has a table {piece.table} that the manifest does not describe",
-                    "use another set: kaged backups",
-                )
-            _load_rows(connection, piece, known)
-    for table in tables.values():
-        if table.key:
-            columns = ", ".join(map(quoted, table.key))
-            connection.execute(f"CREATE INDEX {quoted(f'key of {table.name}')} ON {quoted(table.name)} ({columns})")
-
-
-def _load_rows(connection: Any, piece: tools.Rows, table: Table) -> None:
-    kinds = [table.kinds[table.columns.index(column)] for column in piece.columns]
-    columns, places = ", ".join(map(quoted, piece.columns)), ", ".join("?" * len(kinds))
-    insert = f"INSERT INTO {quoted(table.name)} ({columns}) VALUES ({places})"  # noqa: S608
-    connection.execute("BEGIN")
-    try:
-        connection.executemany(insert, (tools.values(line, kinds) for line in piece.lines))
-    except ValueError as error:
-        raise StorageCorrupt(
-            f"the rows of {table.name} in the dump cannot be read: {error}", "use another set: kaged backups"
-        ) from error
-    connection.execute("COMMIT")

@@ -8,6 +8,7 @@ from typing import Any
 from .archive import BLOB, BOOLEAN, INTEGER, REAL, TEXT, Contents, Table
 from .plugins import prefix
 from .postgres_copy import copied_out
+from .resting import Rests
 from .sqlite_contents import quoted
 
 DAMAGE_SHOWN = 5
@@ -98,6 +99,8 @@ class PostgresContents(Contents):
         self.connection = connection
         self.schema = schema
         self.schemas = [schema, *plugins]
+        self.rests: Rests | None = None
+        """Where there is no hurry."""
         self._places: dict[str, str] = {}
         """The schema and name of each table, as SQL writes them."""
         self._padded: set[tuple[str, str]] = set()
@@ -154,10 +157,16 @@ class PostgresContents(Contents):
         if REAL in table.kinds:
             # Of a float the server writes other digits than Python.
             return super().lines(table)
-        return copied_out(self.connection, self._select(table, boolean="::int"))
+        return self._resting(copied_out(self.connection, self._select(table, boolean="::int")))
+
+    def _resting(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            if self.rests is not None:
+                self.rests.rest()
 
     def _select(self, table: Table, boolean: str = "") -> str:
-        """The query for all rows, in order; `boolean` comes after the columns of that kind."""
+        """The query for all rows, by key; `boolean` comes after the columns of that kind."""
         kinds = dict(zip(table.columns, table.kinds, strict=True))
 
         def value(column: str, collated: bool = False) -> str:
@@ -173,9 +182,8 @@ class PostgresContents(Contents):
         place = self.place(table)
         columns = ", ".join(map(value, table.columns))
         order = ", ".join(value(column, True) for column in table.key)
-        # As SQLite sorts what has no key.
-        order = order or ", ".join(f"{value(column, True)} NULLS FIRST" for column in table.columns)
-        return f"SELECT {columns} FROM {place} AS t ORDER BY {order}"  # noqa: S608
+        in_order = f" ORDER BY {order}" if order else ""
+        return f"SELECT {columns} FROM {place} AS t{in_order}"  # noqa: S608
 
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
         cursor = self.connection.cursor()
@@ -200,6 +208,8 @@ class PostgresContents(Contents):
                 if not rows:
                     break
                 yield rows
+                if self.rests is not None:
+                    self.rests.rest()
                 if at_first < FETCH_ROWS:
                     number = _next_number(number, rows)
             cursor.execute(f"CLOSE {name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from ..errors import (
 from .database import StoreDatabase
 from .ddl import REFUSAL
 from .postgres_server import alive, driver, lost
+from .rows import Rows
 from .statements import QUOTED
 from .transactions import RELAXED
 from .turns import FairSemaphore
@@ -42,6 +43,8 @@ _QUOTED_OR_PLACE = re.compile(rf"{QUOTED.pattern}|\?", QUOTED.flags)
 
 STREAM_ROWS = 1_000
 """Rows fetched at a time by `stream`."""
+
+_NO_GATE = nullcontext()
 
 
 class _Adapter(peewee.Psycopg2Adapter):  # type: ignore[misc]
@@ -117,6 +120,10 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
 
     def _is_closed(self, conn: Any) -> bool:
         return not alive(conn)
+
+    def _can_reuse(self, conn: Any) -> bool:
+        # One that was opened, or given back, while the store was being closed: nobody would close it later.
+        return not self.closed_for_good and bool(super()._can_reuse(conn))
 
     def statement_done(self) -> None:
         state = self._state
@@ -221,11 +228,16 @@ class PostgresStoreDatabase(StoreDatabase, PooledPostgresqlDatabase):  # type: i
 
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
         try:
-            return super().raw(self.dialect(sql) if params and "%s" not in sql else sql, params)
+            cursor = super().raw(self.dialect(sql) if params and "%s" not in sql else sql, params)
+            return Rows(cursor, self, _NO_GATE) if cursor.description else cursor
         except BaseException:
             # A broken connection must not be the one that the next statement finds.
             self.statement_done()
             raise
+
+    def _execute(self, sql: str, params: Any, options: dict[str, Any]) -> Any:
+        cursor = super()._execute(sql, params, options)
+        return Rows(cursor, self, _NO_GATE) if cursor.description else cursor
 
     def text_bytes(self, column: str) -> str:
         return f"octet_length({column}::text)"

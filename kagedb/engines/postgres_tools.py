@@ -10,12 +10,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import SettingsError, StorageCorrupt, StorageError, StorageFull, StorageUnavailable
+from .archive import BLOB, BOOLEAN, INTEGER, REAL, TEXT
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -195,25 +196,15 @@ class _Block:
             yield line
 
 
-def values(line: bytes, kinds: list[str]) -> list[Any]:
-    """The values of a line of COPY, for columns of these kinds (archive.py)."""
-    from .archive import BLOB, BOOLEAN, INTEGER, REAL
+def boolean(field: bytes) -> bytes:
+    """A boolean of COPY as the digit that kaged writes for it."""
+    if field not in (b"t", b"f"):
+        raise ValueError(f"{field[:20]!r} is not a boolean")
+    return b"1" if field == b"t" else b"0"
 
-    found: list[Any] = []
-    for field, kind in zip(line[:-1].split(b"\t"), kinds, strict=True):
-        if field == b"\\N":
-            found.append(None)
-        elif kind == INTEGER:
-            found.append(int(field))
-        elif kind == BLOB:
-            found.append(bytes.fromhex(field[3:].decode()))
-        elif kind == BOOLEAN:
-            found.append(int(field == b"t"))
-        elif kind == REAL:
-            found.append(float(field))
-        else:
-            found.append((_ESCAPE.sub(_unescaped, field) if b"\\" in field else field).decode())
-    return found
+
+def _text(field: bytes) -> str:
+    return (_ESCAPE.sub(_unescaped, field) if b"\\" in field else field).decode()
 
 
 def _unescaped(found: re.Match[bytes]) -> bytes:
@@ -223,6 +214,18 @@ def _unescaped(found: re.Match[bytes]) -> bytes:
     if text[:1] == b"x" and len(text) > 1:
         return bytes([int(text[1:], 16)])
     return _ESCAPED.get(text, text)
+
+
+NULL = b"\\N"
+
+VALUES: dict[str, Callable[[bytes], Any]] = {
+    INTEGER: int,
+    REAL: float,
+    TEXT: _text,
+    BLOB: lambda field: bytes.fromhex(field[3:].decode()),
+    BOOLEAN: lambda field: int(boolean(field)),
+}
+"""What makes of a field of a line of COPY a value, for each kind; raises ValueError where it is none. NULL is apart."""
 
 
 def _names(text: str) -> list[str]:

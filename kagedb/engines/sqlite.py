@@ -9,7 +9,6 @@ around closing. Nothing but SQLite ever opens the database file: closing any oth
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import (
-    MigrationFailed,
     StorageBusy,
     StorageCorrupt,
     StorageError,
@@ -28,35 +26,25 @@ from ..errors import (
     StorageNotFound,
 )
 from ..fields import Limits
-from ..settings import Settings, require_parent, sync_directory
+from ..settings import Settings, require_parent
 from . import forks, sqlite_catalogue, sqlite_forks
 from .ddl import SqliteDDL
-from .engine import Figures
 from .locks import LockFile, WriterTurn
-from .places import (
-    make_private_file,
-    refuse_foreign,
-    refuse_network_file_system,
-    sync_file,
-    writable,
-)
+from .places import refuse_foreign, refuse_network_file_system, writable
 from .sqlite_calls import CallGate
-from .sqlite_database import APPLICATION_ID, SqliteStoreDatabase, sqlite3
+from .sqlite_database import SqliteStoreDatabase, sqlite3
 from .sqlite_locks import RESTORE_DRAFT, RESTORE_NOTE, SqliteLocks
 
 if TYPE_CHECKING:
     from .archive import Archiver, Contents
     from .compacting import Compaction
-    from .engine import Engine
+    from .engine import Engine, Figures
     from .query import Answer
     from .salvage import Wreck
     from .transfer import Receiver
 
 OLDEST_VERSION = (3, 38, 0)
 """The first SQLite with STRICT tables (3.37) and `->>` (3.38)."""
-
-FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
-"""SQLite without the WAL-reset bug: these in their series, and everything from the first on."""
 
 SPARE_BYTES = 16 * 1024 * 1024
 """Free space wanted beyond what a rewrite needs: the journal of the file system and the next hours' work."""
@@ -199,10 +187,11 @@ class SqliteEngine(SqliteLocks):
         patience = self.settings.busy_timeout_ms / 1000
         database.close_for_good(patience)
         database._state.reset()
-        connections = [connection for _, connection in database._by_thread.values()]
         # Nobody else may be inside: a connection that is closed under a running statement takes its memory along.
         alone = database.calls.pause(patience)
         try:
+            # Not before: somebody inside may have been connecting.
+            connections = [connection for _, connection in database._by_thread.values()]
             if not alone:
                 for connection in connections:
                     connection.interrupt()
@@ -279,85 +268,29 @@ class SqliteEngine(SqliteLocks):
         return sqlite_catalogue.catalogue(self.database)
 
     def change_schema(self, work: Callable[[], None]) -> None:
+        from . import sqlite_making
+
         if self.path.exists():
-            self._in_one_transaction(work)
+            sqlite_making.in_one_transaction(self.database, work)
         else:
-            self._make(work)
-
-    def _in_one_transaction(self, work: Callable[[], None]) -> None:
-        database = self.database
-        # Does nothing inside a transaction; with it on, rebuilding a table deletes the rows that refer to it.
-        database.raw("PRAGMA foreign_keys = OFF")
-        try:
-            with database.atomic():
-                work()
-                dangling = database.raw("PRAGMA foreign_key_check").fetchmany(5)
-                if dangling:
-                    places = ", ".join(f"{table} row {row} -> {target}" for table, row, target, _ in dangling)
-                    raise MigrationFailed(f"the migration would leave dangling references: {places}")
-        finally:
-            database.raw("PRAGMA foreign_keys = ON")
-
-    def _make(self, work: Callable[[], None]) -> None:
-        """Make the store aside and rename it into place, so that it is whole or not there."""
-        database = self.database
-        for leftover in self.path.parent.glob(f".{self.path.name}.new*"):
-            leftover.unlink()
-        aside = self.path.with_name(f".{self.path.name}.new")
-        database.close()
-        make_private_file(aside)
-        database.database = str(aside)
-        database.creating = True
-        try:
-            try:
-                self._in_one_transaction(work)
-                if database.raw("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                    raise StorageError(
-                        f"{self.path} cannot be put into WAL mode",
-                        "keep the store on a local file system that supports shared memory",
-                    )
-            finally:
-                database.close()
-            sync_file(aside)
-            os.rename(aside, self.path)
-            sync_directory(self.path.parent)
-        except BaseException:
-            for leftover in self.path.parent.glob(f"{aside.name}*"):
-                leftover.unlink()
-            raise
-        finally:
-            database.creating = False
-            database.database = str(self.path)
+            sqlite_making.make(self, work)
 
     # Whole-store words.
 
-    def _sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
+        """Bytes by part of the store, as `Figures` has them."""
         parts = {"database": "", "wal": "-wal", "shared memory": "-shm"}
         return {
             part: self.beside(suffix).stat().st_size for part, suffix in parts.items() if self.beside(suffix).exists()
         }
 
     def figures(self) -> Figures:
-        version = sqlite3.sqlite_version_info
-        warnings = []
-        fixed = version >= FIXED_VERSIONS[0] or any(version[:2] == f[:2] and version >= f for f in FIXED_VERSIONS)
-        if not fixed:
-            warnings.append(
-                f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug; kaged avoids it among its own programs. Let no"
-                " other program write to the file, or install a newer SQLite with the extra: kagedb[sqlite]"
-            )
-        source = (
-            "pysqlite3"
-            if sqlite3.__name__.startswith("pysqlite3")
-            else f"Python {sys.version_info[0]}.{sys.version_info[1]}"
-        )
-        (pages,), (page_bytes,) = (
-            self.database.raw(f"PRAGMA {word}").fetchone() for word in ("freelist_count", "page_size")
-        )
-        return Figures(f"SQLite {sqlite3.sqlite_version} ({source})", self._sizes(), warnings, pages * page_bytes)
+        from . import sqlite_condition
+
+        return sqlite_condition.figures(self)
 
     def size_bytes(self) -> int:
-        return sum(self._sizes().values())
+        return sum(self.sizes().values())
 
     def archiver(self) -> Archiver:
         from .sqlite_archive import SqliteArchiver
@@ -441,27 +374,11 @@ class SqliteEngine(SqliteLocks):
             return [str(error)]
 
     def exposed(self) -> list[str]:
-        owner = self.path.stat()
-        told = []
-        for suffix in ("", "-wal", "-shm", ".lock", ".owner"):
-            path = self.beside(suffix)
-            try:
-                found = path.stat()
-            except FileNotFoundError:
-                continue
-            if found.st_mode & 0o077:
-                told.append(f"{path} can be used by others: chmod 600 {path}")
-            if found.st_uid != owner.st_uid:
-                told.append(f"{path} is not the store's owner's: chown {owner.st_uid} {path}")
-        return told
+        from . import sqlite_condition
+
+        return sqlite_condition.exposed(self)
 
     def missing_marks(self) -> list[str]:
-        raw = self.database.raw
-        missing = []
-        if raw("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            missing.append("application_id")
-        if raw("PRAGMA auto_vacuum").fetchone()[0] != 2:
-            missing.append("auto_vacuum")
-        if raw("PRAGMA page_size").fetchone()[0] != self.settings.page_size:
-            missing.append("page_size")
-        return missing
+        from . import sqlite_condition
+
+        return sqlite_condition.missing_marks(self)

@@ -29,7 +29,7 @@ from .places import (
 )
 from .sqlite_contents import CACHE_KIB, LogLimit, SqliteContents, quoted, sqlite3, translated
 from .sqlite_locks import RESTORE_DRAFT, RESTORE_NOTE
-from .syncing import SYNC_BYTES, Syncs, syncing
+from .syncing import Sending
 
 if TYPE_CHECKING:
     from .sqlite import SqliteEngine
@@ -88,14 +88,12 @@ class SqliteArchiver(SqliteReader, Archiver):
         file = target if form == COPY else target.with_name(target.name + ".copy")
         make_private_file(file)
         self._copy_pages(file, pace)
-        sync_file(file)
         contents = SqliteContents.open(file)
         try:
             if form != COPY:
                 contents.finished = False
                 make_private_file(target)
-                with syncing(target):
-                    _write_statements(contents, target)
+                _write_statements(contents, target)
             yield contents
         finally:
             contents.close()
@@ -112,17 +110,16 @@ class SqliteArchiver(SqliteReader, Archiver):
             try:
                 source.execute("BEGIN")
                 source.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-                # The file is thrown away if anything goes wrong, and synced by whoever keeps it.
+                # The file is thrown away if anything goes wrong, and made durable by whoever keeps it.
                 copy.execute("PRAGMA journal_mode = OFF")
                 copy.execute("PRAGMA synchronous = OFF")
                 for connection in (source, copy):
                     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
                 page_bytes = source.execute("PRAGMA page_size").fetchone()[0]
                 # Closing it drops SQLite's locks on the copy, which nobody else has.
-                with open(target, "rb") as written, Syncs(written.fileno()) as syncs:
-                    guard = _Guard(Path(database.database), page_bytes, pace, syncs)
+                with Sending(target) as sending:
+                    guard = _Guard(Path(database.database), page_bytes, pace, sending)
                     source.backup(copy, pages=STEP_PAGES, progress=guard.step)
-                    syncs.end()
                 source.execute("ROLLBACK")
                 # In WAL mode it could not be read from read-only media.
                 copy.execute("PRAGMA journal_mode = DELETE")
@@ -222,22 +219,19 @@ class SqliteArchiver(SqliteReader, Archiver):
 
 
 class _Guard:
-    """Called between the steps of a copy: sends it to the disk bit by bit, throttles it, tells how far it is, and
-    watches the write-ahead log."""
+    """Called between the steps of a copy: keeps it from running too far ahead of the disk, throttles it, tells how far
+    it is, and watches the write-ahead log."""
 
-    def __init__(self, path: Path, page_bytes: int, pace: Pace, syncs: Syncs) -> None:
+    def __init__(self, path: Path, page_bytes: int, pace: Pace, sending: Sending) -> None:
         self._limit = LogLimit(path, pace.wal_bytes)
         self._page_bytes = page_bytes
         self._pace = pace
-        self._syncs = syncs
-        self._synced = 0
+        self._sending = sending
         self._began = time.monotonic()
 
     def step(self, status: int, remaining: int, total: int) -> None:
         done = (total - remaining) * self._page_bytes
-        if done - self._synced >= SYNC_BYTES:
-            self._syncs.push()
-            self._synced = done
+        self._sending.written(done, hurry=self._limit.high())
         if self._pace.progress is not None:
             self._pace.progress(done, total * self._page_bytes)
         while True:
@@ -255,8 +249,9 @@ def _write_statements(contents: SqliteContents, target: Path) -> None:
 
     Python's own is not in every driver.
     """
-    with open(target, "w", encoding="utf-8", newline="") as file:
+    with open(target, "w", encoding="utf-8", newline="") as file, Sending(target) as sending:
         file.write("PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\n")
+        size = 0
         objects = contents.raw(
             "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
             " ORDER BY type = 'table' DESC, type = 'index' DESC, rowid"
@@ -271,6 +266,8 @@ def _write_statements(contents: SqliteContents, target: Path) -> None:
                 insert = f"INSERT INTO {quoted(name)} VALUES("
                 for (row,) in contents.stream(f"SELECT {values} FROM {quoted(name)} AS t"):  # noqa: S608
                     file.write(f"{insert}{row});\n")
+                    size += len(row)
+                    sending.written(size)
         file.write("COMMIT;\n")
 
 

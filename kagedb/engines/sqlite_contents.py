@@ -1,6 +1,6 @@
 """A state of a store in an SQLite file that nobody writes to: a finished copy, or what a set was unpacked into.
 
-PostgreSQL's sets are unpacked into such a file too, so that verifying one needs no second database.
+What is common to everybody who reads such files is here too: names, errors, damage, and how far a log may grow.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ class SqliteContents(Contents):
 
     finished = True
 
-    def __init__(self, connection: Any, path: Path, tables: list[Table] | None) -> None:
+    def __init__(self, connection: Any, path: Path) -> None:
         self.connection = connection
         self.path = path
-        self._tables = tables
         # Everything is read once, in order: a cache would only take memory.
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._log_limit: LogLimit | None = None
@@ -49,13 +48,10 @@ class SqliteContents(Contents):
         connection.set_progress_handler(self._look, INTERRUPTIBLE_STEPS)
 
     @classmethod
-    def open(cls, path: Path, tables: list[Table] | None = None) -> SqliteContents:
-        """The file `path`, which nobody changes meanwhile: nothing is locked and nothing left beside it.
-
-        `tables` are what it has where its own schema does not say: that of a dump of another engine.
-        """
+    def open(cls, path: Path) -> SqliteContents:
+        """The file `path`, which nobody changes meanwhile: nothing is locked and nothing left beside it."""
         uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&immutable=1"
-        return cls(sqlite3.connect(uri, uri=True, isolation_level=None), path, tables)
+        return cls(sqlite3.connect(uri, uri=True, isolation_level=None), path)
 
     def close(self) -> None:
         self.connection.close()
@@ -74,8 +70,6 @@ class SqliteContents(Contents):
         return translated(error, self.path)
 
     def tables(self) -> list[Table]:
-        if self._tables is not None:
-            return self._tables
         names = [
             row[1]
             for row in self.raw("PRAGMA table_list").fetchall()
@@ -95,8 +89,9 @@ class SqliteContents(Contents):
 
     def rows(self, table: Table) -> Iterator[tuple[Any, ...]]:
         columns = ", ".join(f"t.{quoted(column)}" for column in table.columns)
-        order = ", ".join(f"t.{quoted(column)}" for column in table.key or table.columns)
-        return self.stream(f"SELECT {columns} FROM {quoted(table.name)} AS t ORDER BY {order}")  # noqa: S608
+        order = ", ".join(f"t.{quoted(column)}" for column in table.key)
+        in_order = f" ORDER BY {order}" if order else ""
+        return self.stream(f"SELECT {columns} FROM {quoted(table.name)} AS t{in_order}")  # noqa: S608
 
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
         try:

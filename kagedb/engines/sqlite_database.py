@@ -32,7 +32,8 @@ from .ddl import REFUSAL
 from .engine import HISTORY_TABLE
 from .locks import WriterTurn
 from .places import room_is_out, sync_file
-from .sqlite_calls import CallGate, Rows
+from .rows import Rows
+from .sqlite_calls import CallGate
 from .transactions import FULL
 
 if TYPE_CHECKING:
@@ -181,12 +182,12 @@ class SqliteStoreDatabase(StoreDatabase, peewee.SqliteDatabase):  # type: ignore
     def raw(self, sql: str, params: tuple[Any, ...] = ()) -> Any:
         with self.calls:
             cursor = super().raw(sql, params)
-            return Rows(cursor, self) if cursor.description else cursor
+            return Rows(cursor, self, self.calls) if cursor.description else cursor
 
     def _execute(self, sql: str, params: Any, options: dict[str, Any]) -> Any:
         with self.calls:
             cursor = super()._execute(sql, params, options)
-            return Rows(cursor, self) if cursor.description else cursor
+            return Rows(cursor, self, self.calls) if cursor.description else cursor
 
     # Transactions.
 

@@ -35,7 +35,9 @@ _ASKING = frozenset({
 # fmt: on
 _HARMFUL_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer"})
 
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.\d+)?")
+_EXACT_DIGITS = 15
+"""What SQLite writes of a number with a fraction, at most."""
+_NUMBER = re.compile(rf"-?[0-9]{{1,{len(str(2**63))}}}(?P<fraction>\.[0-9]{{1,{_EXACT_DIGITS}}})?")
 
 
 @contextmanager
@@ -70,7 +72,7 @@ def reading(engine: SqliteEngine) -> Iterator[SqliteContents]:
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
         except sqlite3.Error as error:
             raise engine.database.translate(error) from error
-        yield SqliteContents(connection, engine.path, None)
+        yield SqliteContents(connection, engine.path)
 
 
 @contextmanager
@@ -105,10 +107,23 @@ def _authorize(action: int, first: str | None, second: str | None, *_: Any) -> i
 
 
 def _literal(value: str) -> str:
-    # What looks like a number is one, as a quoted literal would be on PostgreSQL; columns of text turn it back.
-    if _NUMBER.fullmatch(value) and value != "-0":
-        return f"({value})"
-    return "'" + value.replace("'", "''") + "'"
+    """A number where SQLite would write that number just so, else a text: either becomes the other in a column of it.
+
+    It is what PostgreSQL makes of a quoted literal, but for one thing: text that the query computes does not turn a
+    number back, since it is no column (sqlite.org/datatype3.html, section 4.2).
+    """
+    return f"({value})" if _is_number(value) else "'" + value.replace("'", "''") + "'"
+
+
+def _is_number(value: str) -> bool:
+    found = _NUMBER.fullmatch(value)
+    if found is None:
+        return False
+    if found["fraction"]:
+        digits = len(value) - value.count("-") - 1
+        return digits <= _EXACT_DIGITS and repr(float(value)) == value != "-0.0"
+    # A larger one would become a number with a fraction.
+    return str(int(value)) == value and -(2**63) <= int(value) < 2**63
 
 
 def _translated(engine: SqliteEngine, error: Exception) -> BaseException:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import KagedError, StorageError, StorageForbidden, StorageFull, StorageInUse
 from ..settings import require_parent
+from . import sqlite_making
 from .archive import Contents, Table
 from .places import refuse_foreign, refuse_network_file_system, writable
 from .sqlite_contents import SqliteContents, quoted, sqlite3
@@ -37,7 +38,7 @@ class SqliteReceiver(Receiver):
             database.close()
             if mode != "delete":
                 raise StorageInUse(f"another program has {engine.path} open", "close it first")
-        engine._make(work)
+        sqlite_making.make(engine, work)
 
     def require_place(self) -> None:
         settings, path = self.engine.settings, self.engine.path
@@ -87,7 +88,7 @@ class SqliteReceiver(Receiver):
         )
 
     def contents(self) -> Contents:
-        return SqliteContents(self.engine.database.connection(), self.engine.path, None)
+        return SqliteContents(self.engine.database.connection(), self.engine.path)
 
     @contextmanager
     def errors(self) -> Iterator[None]:

@@ -287,11 +287,11 @@ class Identified(Model):
 
 
 def set_pinned(row: Any, pinned: bool) -> None:
-    """Pin a row, or unpin it, by the statement `_pin` of its model. Raises NotFound."""
+    """Pin a row that can be pinned, or unpin it. Raises NotFound."""
     store, model = bound_store(), type(row)
     with store.transaction():
         current = model.by_id(row.id)
-        model._pin.run(id=row.id, pinned=pinned)
+        model.update(pinned=pinned).where(model.id == row.id).execute()
         kind = f"{model._meta.table_name}.{'pinned' if pinned else 'unpinned'}"
         store.notify(kind, row.ref, current.audited_project)
     row.__data__["pinned"] = pinned

@@ -53,11 +53,6 @@ class Checkpoint(Identified):
             Checkpoint.id == Parameter("id", Checkpoint.id)
         )
     )
-    _pin = Hot(
-        lambda: Checkpoint.update({Checkpoint.pinned: Parameter("pinned", Checkpoint.pinned)}).where(
-            Checkpoint.id == Parameter("id", Checkpoint.id)
-        )
-    )
 
     @classmethod
     def pause(

@@ -41,11 +41,6 @@ class Session(Identified):
             }
         ).where(Session.id == Parameter("id", Session.id))
     )
-    _pin = Hot(
-        lambda: Session.update({Session.pinned: Parameter("pinned", Session.pinned)}).where(
-            Session.id == Parameter("id", Session.id)
-        )
-    )
     _state_of = Hot(lambda: Session.select(Session.state).where(Session.id == Parameter("id", Session.id)))
     _project_of = Hot(lambda: Session.select(Session.project).where(Session.id == Parameter("id", Session.id)))
 

@@ -20,6 +20,9 @@ from ..storage import Storage
 
 PROGRESS_ROWS = 1_000
 
+ASKED_LATER = ("audit.redacted", "audit.pruned")
+"""Kinds of events that verifying asks about when it comes to others."""
+
 COLUMNS = ("seq", "at", "kind", "actor", "subject", "project", "salt", "body", "body_hash", "hash")
 """Of an event, in the order in which `Verifying.event` takes them."""
 
@@ -78,6 +81,10 @@ class _Broken(Exception):
         self.wrong = wrong
 
 
+def _unlinked(seq: int) -> _Broken:
+    return _Broken(seq, f"event {seq} was changed, or does not follow the event before it")
+
+
 def verify(
     storage: Storage,
     *,
@@ -110,6 +117,56 @@ def verify_in(
         if not verifying.event(*row):
             break
     return verifying.end()
+
+
+def verify_beforehand(database: Any) -> Verdict:
+    """The same of events of which no more is left than `Beforehand.look` gives."""
+    verifying = Verifying(database)
+    previous = GENESIS
+    for row in database.stream(f"SELECT {', '.join(COLUMNS)} FROM audit_event ORDER BY seq"):  # noqa: S608
+        seq, at, stored = row[0], row[1], row[-1]
+        if not (verifying.event(*row) if at is not None else verifying.linked(seq, previous, stored)):
+            break
+        previous = stored
+    return verifying.end()
+
+
+class Beforehand:
+    """What can be found out of events in whatever order they come, so that little of each has to be kept until they can
+    be verified in theirs: of most, who come one after the other after all, the hash.
+    """
+
+    def __init__(self) -> None:
+        self._seq, self._hash = 0, GENESIS
+
+    def look(
+        self,
+        seq: int,
+        at: int,
+        kind: str,
+        actor: str,
+        subject: str | None,
+        project: str | None,
+        salt: bytes,
+        body: str,
+        body_hash: bytes,
+        stored: bytes,
+    ) -> tuple[Any, ...]:
+        """What must be kept of an event, besides its number: its columns, those NULL that are not needed any more."""
+        previous, self._hash = self._hash, stored
+        follows, self._seq = seq == self._seq + 1, seq
+        if at is None:
+            # What marks an event of which nothing more is needed.
+            raise ValueError(f"event {seq} has no time")
+        if (body == "" and len(salt) == 0) or hash_body(salt, body) != body_hash:
+            # Redacted, or changed: that is told when its turn comes.
+            return at, kind, actor, subject, project, salt, body, body_hash, stored
+        if kind in ASKED_LATER:
+            kept = body if kind == "audit.pruned" else None
+            return at, kind, actor, subject, project, salt, kept, body_hash, stored
+        if follows and hash_event(previous, seq, at, kind, actor, subject, project, body_hash) == stored:
+            return (*(None,) * (len(COLUMNS) - 2), stored)
+        return at, kind, actor, subject, project, salt, None, body_hash, stored
 
 
 class Verifying:
@@ -151,46 +208,68 @@ class Verifying:
         subject: str | None,
         project: str | None,
         salt: bytes,
-        body: str,
+        body: str | None,
         body_hash: bytes,
         stored: bytes,
     ) -> bool:
-        """The next event. Whether there is any use in more of them."""
+        """The next event; `body` is None where it was found to fit `body_hash`. Whether there is any use in more."""
         if self._over:
             return False
         if seq <= self.verdict.pruned_to:
             return True  # left over by a pruning that was cut off
         salt, body_hash, stored = bytes(salt), bytes(body_hash), bytes(stored)
         try:
-            before = self._seq
-            if seq != before + 1:
-                raise _Broken(before + 1, f"event {before + 1} is missing")
+            self._check_number(seq)
             if hash_event(self._head, seq, at, kind, actor, subject, project, body_hash) != stored:
-                raise _Broken(seq, f"event {seq} was changed, or does not follow the event before it")
+                raise _unlinked(seq)
             if body == "" and len(salt) == 0:
                 self.verdict.redacted += 1
                 if not self._redaction_recorded(seq):
                     raise _Broken(seq, f"the body of event {seq} is gone, and no event says that it was redacted")
-            elif hash_body(salt, body) != body_hash:
+            elif body is not None and hash_body(salt, body) != body_hash:
                 raise _Broken(seq, f"the body of event {seq} was changed")
             if kind == "audit.pruned" and body:
                 self.pruning = json.loads(body)
-            self.verdict.events += 1
-            self._seq, self._head = seq, stored
-            seal = self._seal
-            if seal is not None and seq == seal[2]:
-                if bytes(seal[3]) != stored:
-                    raise _Broken(seq, f"the events up to {seq} are not those that seal {seal[0]} closed")
-                self._check_mac(seal)
-                self._seal = self._next_seal(seq)
-            if self.expect:
-                self._check_anchors(seq, stored, exactly=True)
-            if self.progress is not None and seq % PROGRESS_ROWS == 0:
-                self.progress(seq - self.verdict.pruned_to, self._last - self.verdict.pruned_to)
+            self._go_on(seq, stored)
         except _Broken as broken:
             self._break(broken)
             return False
         return True
+
+    def linked(self, seq: int, previous: bytes, stored: bytes) -> bool:
+        """The next event, of whose hash everything but the event before was found to be right: that it is made of
+        `previous`, of what the event says, and of its body's hash, which fits the body."""
+        if self._over:
+            return False
+        if seq <= self.verdict.pruned_to:
+            return True
+        try:
+            self._check_number(seq)
+            if previous != self._head:
+                raise _unlinked(seq)
+            self._go_on(seq, stored)
+        except _Broken as broken:
+            self._break(broken)
+            return False
+        return True
+
+    def _check_number(self, seq: int) -> None:
+        if seq != self._seq + 1:
+            raise _Broken(self._seq + 1, f"event {self._seq + 1} is missing")
+
+    def _go_on(self, seq: int, stored: bytes) -> None:
+        self.verdict.events += 1
+        self._seq, self._head = seq, stored
+        seal = self._seal
+        if seal is not None and seq == seal[2]:
+            if bytes(seal[3]) != stored:
+                raise _Broken(seq, f"the events up to {seq} are not those that seal {seal[0]} closed")
+            self._check_mac(seal)
+            self._seal = self._next_seal(seq)
+        if self.expect:
+            self._check_anchors(seq, stored, exactly=True)
+        if self.progress is not None and seq % PROGRESS_ROWS == 0:
+            self.progress(seq - self.verdict.pruned_to, self._last - self.verdict.pruned_to)
 
     def end(self) -> Verdict:
         """What was found, after the last event."""

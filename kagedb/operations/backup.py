@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pathlib import Path
 from .. import __version__, schema
 from ..engines.archive import COPY, Contents, Pace
 from ..engines.engine import HISTORY_TABLE, STARTER_WAIT_SECONDS, Engine
-from ..engines.places import sync_file
+from ..engines.syncing import send
 from ..errors import StorageCorrupt, StorageError, StorageForbidden, StorageFull
 from ..identity import now_ms
 from ..settings import make_directory, sync_directory
@@ -190,15 +189,13 @@ def _fill(engine: Engine, part: Path, sequence: int, at: int, plan: Plan) -> tup
     held_from = time.monotonic()
     with engine.archiver().copy(data, plan.form, pace, packed=bool(plan.compression)) as contents:
         held_ms = round((time.monotonic() - held_from) * 1000)
-        summing = _Summing(data) if contents.finished and not plan.compression else None
+        data_sum = send(data) if contents.finished and not plan.compression else ""
         found = _look(contents, plan)
         history, newest_at = _history(contents) if found.facts else ([], 0)
     if not contents.finished:
         held_ms = round((time.monotonic() - held_from) * 1000)
-    data_sum = summing.result() if summing else None
     if plan.compression:
         data = packing.compress(data, plan.compression)
-    sync_file(data)
     manifest = Manifest(
         sequence=sequence,
         created_at=at,
@@ -209,7 +206,7 @@ def _fill(engine: Engine, part: Path, sequence: int, at: int, plan: Plan) -> tup
         compression=plan.compression,
         file=data.name,
         bytes=data.stat().st_size,
-        sha256=data_sum or backup_set.file_sum(data),
+        sha256=data_sum or send(data),
         store=backup_set.id_of(*history[0]) if history else "",
         place=engine.place,
         schema=history[-1][0] if history else "",
@@ -260,29 +257,6 @@ def _history(contents: Contents) -> tuple[list[tuple[str, int]], int]:
     applied = contents.raw(f"SELECT name, applied_at FROM {HISTORY_TABLE} ORDER BY name").fetchall()  # noqa: S608
     newest = contents.raw("SELECT at FROM audit_event ORDER BY seq DESC LIMIT 1").fetchone()
     return applied, newest[0] if newest else 0
-
-
-class _Summing(threading.Thread):
-    """The checksum of a file that nobody writes any more, while its contents are looked at."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(daemon=True)
-        self._path = path
-        self._sum = ""
-        self._error: OSError | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._sum = backup_set.file_sum(self._path)
-        except OSError as error:
-            self._error = error
-
-    def result(self) -> str:
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._sum
 
 
 def _finish(part: Path, final: Path) -> None:

@@ -1,26 +1,30 @@
 """What is in a store, in numbers that two copies can be compared by: rows and a digest for each table.
 
-A digest is taken of the table's lines (engines/copy_text.py): the same on both engines, columns by name, rows by key.
-JSON is the text that is stored.
+A digest is taken of the hashes of the table's rows (engines/copy_text.py): the same on both engines, columns by name,
+rows by key. JSON is the text that is stored.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from ..engines.archive import Contents, Table
-from ..engines.copy_text import batches, text_of
+from ..engines.archive import Contents, State, Table
+from ..engines.copy_text import batches, piece_hashes, text_of
 from ..errors import StorageCorrupt
 from ..models.blob import unpacked
 from ..models.project import digest_text
 from . import audit_verify
 
-DOMAIN = b"kaged.table.2"
+DOMAIN = b"kaged.table.3"
 """Begins every digest, so that one made by another encoding is never taken for one of these."""
+
+HASHES = 1 << 256
+"""How many there are; sums of them are taken modulo this."""
 
 WRONG_SHOWN = 5
 
@@ -61,8 +65,8 @@ def digests(contents: Contents, progress: Progress | None = None, *, chain: bool
     tables = contents.tables()
     for number, table in enumerate(tables):
         digesting = Digesting(table, contents, examined.wrong, chain=chain)
-        for _ in digesting.lines():
-            pass
+        # Not a loop, whose variable would keep one piece while the next is made.
+        deque(digesting.lines(), maxlen=0)
         examined.facts[table.name] = digesting.facts()
         if progress is not None:
             progress(number + 1, len(tables))
@@ -84,7 +88,7 @@ def examine(contents: Contents, progress: Progress | None = None) -> Examined:
         return Examined({}, wrong=[error.message])
 
 
-def head(contents: Contents) -> tuple[int, str] | None:
+def head(contents: State) -> tuple[int, str] | None:
     if not any(table.name == "audit_event" for table in contents.tables()):
         return None
     row = contents.raw("SELECT seq, hash FROM audit_event ORDER BY seq DESC LIMIT 1").fetchone()
@@ -102,6 +106,36 @@ def differences(known: dict[str, Facts], found: dict[str, Facts]) -> list[str]:
         elif was.digest and now.digest and was.digest != now.digest:
             told.append(f"{name} has other contents than the manifest says")
     return sorted(told)
+
+
+class TableDigest:
+    """The digest of a table: SHA-256 of its name and columns, and then of the hash of each row.
+
+    In the order of their keys. Rows without a key have no order that both engines would keep: then it is the sum of the
+    hashes, which is the same in any.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._rows = 0
+        columns = ",".join(table.columns).encode()
+        self._digest = hashlib.sha256(b"%b %b %b\n" % (DOMAIN, table.name.encode(), columns))
+        self._sum = 0
+
+    def add(self, hashes: list[bytes]) -> None:
+        """The next rows."""
+        self._rows += len(hashes)
+        if self._table.key:
+            self._digest.update(b"".join(hashes))
+        else:
+            self._sum = (self._sum + sum(int.from_bytes(one, "big") for one in hashes)) % HASHES
+
+    def facts(self) -> Facts:
+        """After the last row."""
+        digest = self._digest.copy()
+        if not self._table.key:
+            digest.update(self._sum.to_bytes(digest.digest_size, "big"))
+        return Facts(self._table, self._rows, digest.hexdigest())
 
 
 class Digesting:
@@ -126,15 +160,13 @@ class Digesting:
         self._proof = proof(table) if wrong is not None else None
         self._chain = _Chain(contents, table) if chain and table.name == "audit_event" else None
         self._count = count
-        self._rows = 0
-        columns = ",".join(table.columns).encode()
-        self._digest = hashlib.sha256(b"%b %b %b\n" % (DOMAIN, table.name.encode(), columns))
+        self._digest = TableDigest(table)
 
     def facts(self) -> Facts:
         """After the last row."""
         if self._chain is not None and (said := self._chain.end()):
             self._wrong.append(said)
-        return Facts(self._table, self._rows, self._digest.hexdigest())
+        return self._digest.facts()
 
     def lines(self) -> Iterator[bytes]:
         """The table's lines."""
@@ -149,13 +181,12 @@ class Digesting:
             yield from batch
 
     def _pass_lines(self, piece: bytes) -> bytes:
-        # In a value there is none.
-        self._add(piece, piece.count(b"\n"))
+        self._add(piece)
         return piece
 
     def _passes(self, batch: list[tuple[Any, ...]]) -> bytes:
         piece = text_of(batch)
-        self._add(piece, len(batch))
+        self._add(piece)
         if self._proof is not None:
             for row in batch:
                 if len(self._wrong) < WRONG_SHOWN and (said := self._proof(row)):
@@ -164,19 +195,18 @@ class Digesting:
             self._chain.follow(batch)
         return piece
 
-    def _add(self, piece: bytes, rows: int) -> None:
-        self._digest.update(piece)
-        self._rows += rows
+    def _add(self, piece: bytes) -> None:
+        hashes = piece_hashes(piece)
+        self._digest.add(hashes)
         if self._count is not None:
-            self._count(rows)
+            self._count(len(hashes))
 
 
 class _Chain:
     """The audit log, verified along the rows that are read anyway."""
 
     def __init__(self, contents: Contents, table: Table) -> None:
-        if missing := set(audit_verify.COLUMNS) - set(table.columns):
-            raise StorageCorrupt(f"the audit log has no {', '.join(sorted(missing))}", "see what differs: kaged check")
+        require_log(table)
         self._verifying = audit_verify.Verifying(contents)
         self._arranged = itemgetter(*map(table.columns.index, audit_verify.COLUMNS))
 
@@ -186,9 +216,19 @@ class _Chain:
             event(*arranged(row))
 
     def end(self) -> str:
-        verdict = self._verifying.end()
-        broken = verdict.result == audit_verify.BROKEN
-        return f"the audit log is broken at event {verdict.seq}: {verdict.wrong}" if broken else ""
+        return chain_told(self._verifying.end())
+
+
+def require_log(table: Table) -> None:
+    """Raises StorageCorrupt where the table of audit events has not what every version of it has."""
+    if missing := set(audit_verify.COLUMNS) - set(table.columns):
+        raise StorageCorrupt(f"the audit log has no {', '.join(sorted(missing))}", "see what differs: kaged check")
+
+
+def chain_told(verdict: audit_verify.Verdict) -> str:
+    """What is wrong with the audit chain; "" where nothing is."""
+    broken = verdict.result == audit_verify.BROKEN
+    return f"the audit log is broken at event {verdict.seq}: {verdict.wrong}" if broken else ""
 
 
 # What rows say of themselves: a hash that was stored with them when they were written.

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import IO
 
 from ..engines.places import make_private_file
-from ..engines.syncing import syncing
+from ..engines.syncing import Sending
 from ..errors import InvalidValue, SettingsError, StorageCorrupt, StorageError, StorageFull
 from ..settings import sync_directory
 
 GZIP, ZSTD = "gzip", "zstd"
 SUFFIXES = {GZIP: ".gz", ZSTD: ".zst"}
+
+LOOK_SECONDS = 0.05
+"""Between two looks at how far a program is ahead of the disk."""
 
 _LEVELS = {GZIP: "-6", ZSTD: "-3"}
 """The programs' own defaults; of a 500 MB store they made 72 % in 16 s and 64 % in 2 s where it was measured."""
@@ -33,8 +36,8 @@ def compress(path: Path, compression: str) -> Path:
     """Put a compressed file in the place of `path`; gives its name, which has a suffix more."""
     target = path.with_name(path.name + SUFFIXES[compression])
     make_private_file(target)
-    with open(target, "wb") as file, syncing(target):
-        _run([compression, _LEVELS[compression], "-c", str(path)], file)
+    with open(target, "wb") as file, Sending(target) as sending:
+        _run([compression, _LEVELS[compression], "-c", str(path)], file, sending)
     path.unlink()
     return target
 
@@ -56,10 +59,16 @@ def decompress(path: Path, compression: str, directory: Path) -> Path:
     return target
 
 
-def _run(command: list[str], output: IO[bytes]) -> None:
+def _run(command: list[str], output: IO[bytes], sending: Sending | None = None) -> None:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE)
     try:
-        _, said = child.communicate()
+        while True:
+            try:
+                _, said = child.communicate(timeout=LOOK_SECONDS if sending else None)
+                break
+            except subprocess.TimeoutExpired:
+                if sending is not None:
+                    sending.written(os.fstat(output.fileno()).st_size)
     except BaseException:
         child.kill()
         child.wait()

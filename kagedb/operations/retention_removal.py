@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from ..models import plugin_state
@@ -135,6 +136,19 @@ class Removal:
         ).fetchall()
         return rows
 
+    def _pages(self, sql: str, last: str, *params: Any) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of a query a page at a time, each asked for when the one before it has been taken.
+
+        The first column is the key that they are sorted by, and the first `?` the key to go on from.
+        """
+        while page := self._rows(f"{sql} LIMIT {PAGE_ROWS}", last, *params):
+            yield page
+            last = page[-1][0]
+
+    def _each(self, sql: str, last: str, *params: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of `_pages` one by one."""
+        return chain.from_iterable(self._pages(sql, last, *params))
+
     def _write(self, sql: str, *params: Any) -> int:
         return int(self.storage.database.execute_sql(self.storage.database.dialect(sql), params).rowcount)
 
@@ -150,22 +164,13 @@ class Removal:
     # Sessions.
 
     def _of_sessions(self) -> Iterator[Work]:
-        doomed, last = self.rules.sessions(), ""
-        while True:
-            page = self._rows(
-                f"SELECT session.id FROM session WHERE session.id > ? AND {doomed.sql}"  # noqa: S608
-                f" ORDER BY session.id LIMIT {PAGE_ROWS}",
-                last,
-                *doomed.params,
-            )
-            for (session,) in page:
-                yield from self._checkpoints(doomed, of=session)
-                yield from self._transcripts(doomed, of=session)
-                yield from self._runs_of(session)
-                yield partial(self._take_session, session), 1
-                last = session
-            if not page:
-                return
+        doomed = self.rules.sessions()
+        sql = f"SELECT session.id FROM session WHERE session.id > ? AND {doomed.sql} ORDER BY session.id"  # noqa: S608
+        for (session,) in self._each(sql, "", *doomed.params):
+            yield from self._checkpoints(doomed, of=session)
+            yield from self._transcripts(doomed, of=session)
+            yield from self._runs_of(session)
+            yield partial(self._take_session, session), 1
 
     def _take_session(self, session: str) -> Going:
         left = " UNION ALL ".join(
@@ -178,22 +183,15 @@ class Removal:
 
     def _runs_of(self, session: str) -> Iterator[Work]:
         """All runs of a session, newest first: mostly, children come before their parents."""
-        last = AFTER_EVERY_ULID
-        while True:
-            page = self._rows(
-                f"SELECT id, {self._run_bytes}, {ATTACHMENTS} FROM run WHERE session_id = ? AND id < ?"  # noqa: S608
-                f" ORDER BY id DESC LIMIT {PAGE_ROWS}",
-                session,
-                last,
-            )
-            for run, size, attached in page:
-                if attached > PAGE_ROWS:
-                    yield from self._attachments(run, partial(self._session_goes, session))
-                    attached = PAGE_ROWS
-                yield partial(self._take_run, session, run), cost_of(size) + attached
-                last = run
-            if not page:
-                return
+        sql = (
+            f"SELECT id, {self._run_bytes}, {ATTACHMENTS} FROM run WHERE id < ? AND session_id = ?"  # noqa: S608
+            " ORDER BY id DESC"
+        )
+        for run, size, attached in self._each(sql, AFTER_EVERY_ULID, session):
+            if attached > PAGE_ROWS:
+                yield from self._attachments(run, partial(self._session_goes, session))
+                attached = PAGE_ROWS
+            yield partial(self._take_run, session, run), cost_of(size) + attached
 
     def _take_run(self, session: str, run: str) -> Going:
         if not self._session_goes(session):
@@ -208,22 +206,16 @@ class Removal:
     # Runs.
 
     def _emptied(self) -> Iterator[Work]:
-        doomed, last = self.rules.runs(), ""
-        while True:
-            page = self._rows(
-                f"SELECT run.id, {self._run_bytes}, {ATTACHMENTS} FROM {IN_SESSION['runs']}"  # noqa: S608
-                f" WHERE run.id > ? AND {doomed.sql} ORDER BY run.id LIMIT {PAGE_ROWS}",
-                last,
-                *doomed.params,
-            )
-            for run, size, attached in page:
-                # Said first: a run must not look as if it never had any.
-                yield partial(self._empty, run, attached <= PAGE_ROWS), cost_of(size) + min(attached, PAGE_ROWS)
-                if attached > PAGE_ROWS:
-                    yield from self._attachments(run, partial(self._run_goes, run))
-                last = run
-            if not page:
-                return
+        doomed = self.rules.runs()
+        sql = (
+            f"SELECT run.id, {self._run_bytes}, {ATTACHMENTS} FROM {IN_SESSION['runs']}"  # noqa: S608
+            f" WHERE run.id > ? AND {doomed.sql} ORDER BY run.id"
+        )
+        for run, size, attached in self._each(sql, "", *doomed.params):
+            # Said first: a run must not look as if it never had any.
+            yield partial(self._empty, run, attached <= PAGE_ROWS), cost_of(size) + min(attached, PAGE_ROWS)
+            if attached > PAGE_ROWS:
+                yield from self._attachments(run, partial(self._run_goes, run))
 
     def _run_goes(self, run: str) -> bool:
         doomed = self.rules.runs()
@@ -244,17 +236,9 @@ class Removal:
 
     def _attachments(self, run: str, goes: Callable[[], bool]) -> Iterator[Work]:
         """The attachments of a run that has many, page by page."""
-        last = ""
-        while True:
-            page = self._rows(
-                f"SELECT id FROM run_attachment WHERE run_id = ? AND id > ? ORDER BY id LIMIT {PAGE_ROWS}",  # noqa: S608
-                run,
-                last,
-            )
-            if not page:
-                return
-            last = page[-1][0]
-            yield partial(self._take_attachments, run, page[0][0], last, goes), len(page)
+        sql = "SELECT id FROM run_attachment WHERE id > ? AND run_id = ? ORDER BY id"
+        for page in self._pages(sql, "", run):
+            yield partial(self._take_attachments, run, page[0][0], page[-1][0], goes), len(page)
 
     def _take_attachments(self, run: str, first: str, last: str, goes: Callable[[], bool]) -> Going:
         if not goes():
@@ -276,20 +260,12 @@ class Removal:
 
     def _transcripts(self, doomed: Condition, of: str | None = None) -> Iterator[Work]:
         where, params = ("transcript.session_id = ? AND ", (of,)) if of else ("", ())
-        last = ""
-        while True:
-            page = self._rows(
-                f"SELECT transcript.id, transcript.number FROM {IN_SESSION['transcripts']}"  # noqa: S608
-                f" WHERE {where}transcript.id > ? AND {doomed.sql} ORDER BY transcript.id LIMIT {PAGE_ROWS}",
-                *params,
-                last,
-                *doomed.params,
-            )
-            for transcript, number in page:
-                yield from self._transcript(transcript, number, doomed)
-                last = transcript
-            if not page:
-                return
+        sql = (
+            f"SELECT transcript.id, transcript.number FROM {IN_SESSION['transcripts']}"  # noqa: S608
+            f" WHERE transcript.id > ? AND {where}{doomed.sql} ORDER BY transcript.id"
+        )
+        for transcript, number in self._each(sql, "", *params, *doomed.params):
+            yield from self._transcript(transcript, number, doomed)
 
     def _transcript(self, transcript: str, number: int, doomed: Condition) -> Iterator[Work]:
         """Its chunks, oldest first, and with the last of them its row."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engines import open_reader
-from ..engines.archive import Contents
-from ..errors import EXIT_DAMAGED, StorageError
+from ..engines.archive import Contents, RowHashes
+from ..errors import EXIT_DAMAGED, StorageCorrupt, StorageError
 from ..settings import Settings
 from . import backup_set, packing
 from .backup_set import BackupSet, Manifest
 from .digests import Examined, Progress, differences, examine, tables
+from .inspecting import Inspecting
 from .scratch import scratch
 
 
@@ -74,8 +75,12 @@ def wrong_sums(directory: Path, manifest: Manifest) -> list[str]:
 def wrong_contents(
     settings: Settings, directory: Path, manifest: Manifest, progress: Progress | None = None
 ) -> list[str]:
-    with read_back(settings, directory, manifest) as contents:
-        found = examine(contents, progress)
+    inspecting = Inspecting(len(manifest.facts), progress)
+    try:
+        with read_back(settings, directory, manifest, inspecting) as state:
+            found = examine(state, progress) if isinstance(state, Contents) else inspecting.examined(state)
+    except StorageCorrupt as error:
+        return [error.message]
     return found.wrong or compare(manifest, found)
 
 
@@ -101,9 +106,11 @@ def data_file(directory: Path, manifest: Manifest, place: Path) -> Iterator[Path
 
 
 @contextmanager
-def read_back(settings: Settings, directory: Path, manifest: Manifest) -> Iterator[Contents]:
-    """The contents of a set, from its own bytes."""
+def read_back(
+    settings: Settings, directory: Path, manifest: Manifest, inspecting: Inspecting
+) -> Iterator[Contents | RowHashes]:
+    """What is in a set, from its own bytes. Rows that are in no order have been inspected then."""
     with scratch(directory.parent) as place, data_file(directory, manifest, place) as path:
-        reader = open_reader(manifest.engine, settings)
-        with reader.reading(path, manifest.form, tables(manifest.facts), place) as contents:
-            yield contents
+        reader = open_reader(manifest.engine, settings, inspecting.looks)
+        with reader.reading(path, manifest.form, tables(manifest.facts), place) as state:
+            yield state
