@@ -11,10 +11,11 @@ import errno
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-PIECE_BYTES = 64 * 1024
+PIECE_BYTES = 96 * 1024
 """Sent at a time: a commit waits behind one of them, and with 256 KiB it waited twice as long."""
 
 SYNC_BYTES = 1024 * 1024
@@ -56,17 +57,17 @@ class Sending:
         while size - self._sent > self._lead:
             self._next(rest=not hurry)
 
-    def finish(self) -> str:
-        """Send the rest of it, make it durable, and drop it from the kernel's memory, so that whoever reads it reads
-        the disk. Gives its SHA-256 in hex, of the bytes as they were written."""
-        digest = hashlib.sha256()
+    def finish(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """Send the rest of it and make it durable. Gives its SHA-256 in hex, of the bytes as they were written."""
+        digest, size = hashlib.sha256(), os.fstat(self._descriptor).st_size
         # All of it: a copy's first pages may have been written again after they were sent.
         self._sent = 0
         while data := os.pread(self._descriptor, PIECE_BYTES, self._sent):
             digest.update(data)
             self._next(rest=True)
+            if progress is not None:
+                progress(min(self._sent, size), size)
         os.fdatasync(self._descriptor)
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return digest.hexdigest()
 
     def _next(self, *, rest: bool) -> None:
@@ -77,10 +78,13 @@ class Sending:
             time.sleep(time.monotonic() - began)
 
 
-def send(path: Path) -> str:
-    """Make a file durable that is whole. Gives its SHA-256 in hex. Raises OSError."""
+def send(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Make a file durable that is whole. Gives its SHA-256 in hex. Raises OSError.
+
+    `progress` is called with bytes done and in all.
+    """
     with Sending(path) as sending:
-        return sending.finish()
+        return sending.finish(progress)
 
 
 class _Pieces:
