@@ -6,9 +6,11 @@ test once an engine; `places` gives more of them. The server is made in postgres
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Without bytecode each of the thousand programs that the tests start would compile kagedb anew, which was up to a third
-# of its time.
+# Without bytecode each Python that the tests start would compile kagedb anew, which was up to a third of its time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -73,6 +74,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # three thousand tests and their modules, through which each collection would go from now on
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -140,8 +146,7 @@ def sqlite_template(homes: Iterator[Path], tmp_path_factory: pytest.TempPathFact
     """A file with this version's schema, which nothing has open."""
     path = tmp_path_factory.mktemp("template") / "kaged.db"
     _migrate(sqlite_url(path))
-    leftover = path.with_name(path.name + "-wal")
-    assert not leftover.exists() or not leftover.stat().st_size, "a copy of the file alone would miss what the WAL has"
+    _require_whole(path)
     return path
 
 
@@ -199,13 +204,41 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExtraScripts:
     return ExtraScripts(tmp_path / "scripts", monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def sqlite_stored(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with something of everything in it, which nothing has open."""
+    path = tmp_path_factory.mktemp("stored") / "kaged.db"
+    shutil.copy(sqlite_template, path)
+    _fill(sqlite_url(path))
+    _require_whole(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_stored(postgres_template: str, postgres_server: DatabaseServer) -> Iterator[str]:
+    """The name of a database with something of everything in it, to which nothing is connected."""
+    name = new_name()
+    postgres_server.create_database(name, postgres_template)
+    _fill(postgres_server.url(name))
+    yield name
+    postgres_server.drop_database(name)
+
+
 @pytest.fixture
-def stored_url(migrated_url: str) -> str:
+def stored_url(engine: str, places: Places, request: pytest.FixtureRequest) -> str:
     """The storage URL of a store with something of everything in it, which nobody has open."""
+    return places.copy(engine, request.getfixturevalue(f"{engine}_stored"))
+
+
+def _require_whole(path: Path) -> None:
+    leftover = path.with_name(path.name + "-wal")
+    assert not leftover.exists() or not leftover.stat().st_size, "a copy of the file alone would miss what the WAL has"
+
+
+def _fill(url: str) -> None:
     import stored
 
-    stored.fill(migrated_url)
-    return migrated_url
+    stored.fill(url)
 
 
 def _migrate(url: str) -> None:

@@ -41,7 +41,7 @@ class Program(subprocess.Popen[str]):
         terminal: int | None = None,
     ) -> None:
         self.args = [sys.executable, *([str(code)] if isinstance(code, Path) else ["-c", code]), *arguments]
-        self.returncode: int | None = None  # type: ignore[assignment]  # as it is with Popen until the end
+        self.returncode: int | None = None  # as it is with Popen until the end
         self.stdin = self.stdout = self.stderr = None
         theirs = []
         if terminal is None:

@@ -1,7 +1,7 @@
 """A Python that has the libraries and kagedb imported, and forks for each program that a test starts.
 
-A program so started is a process like any other, of its own memory, and costs a tenth of what its imports do. It is
-started by programs.py, which says what a program may not ask of it. Standard library only, until `_preload`.
+A program so started is a process like any other, with memory of its own, and costs a quarter of one that begins with
+Python's start and these imports. programs.py says which are not forked here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
-REQUEST_BYTES = 1 << 20  # SOCK_SEQPACKET holds a message together; the longest seen, environment and all, was 12 kB
+REQUEST_BYTES = 1 << 18  # more than the buffer of a socket takes in one message, 208 kB; a longer one is refused there
 DESCRIPTORS = 4  # of a request: stdin, stdout and stderr of the program, and where its pid and its end are told
 
 MODULES = (
@@ -60,7 +60,8 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             die_with(here)
             requests.close()
             _look_after(descriptors)
-            return json.loads(message)
+            wanted: dict[str, Any] = json.loads(message)
+            return wanted
         for descriptor in descriptors:
             os.close(descriptor)
         while _reap_one():
@@ -113,18 +114,25 @@ def _settle(wanted: dict[str, Any]) -> None:
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(wanted["directory"])
-    sys.stdin = sys.__stdin__ = _stream(0, "r", sys.stdin)
-    sys.stdout = sys.__stdout__ = _stream(1, "w", sys.stdout)
-    sys.stderr = sys.__stderr__ = _stream(2, "w", sys.stderr)
+    for number, name, mode in (0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"):
+        stream = _stream(number, mode, getattr(sys, name))
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     script = wanted["script"]
     sys.argv = [script or "-c", *wanted["arguments"]]
     sys.path[0] = os.path.dirname(script) if script else ""
 
 
-def _stream(number: int, mode: str, like: Any) -> io.TextIOWrapper:
-    stream = open(number, mode + "b", closefd=False)  # noqa: SIM115
-    at_once = number == 2 or (mode == "w" and os.isatty(number))
-    return io.TextIOWrapper(stream, like.encoding, like.errors, line_buffering=at_once)
+def _stream(number: int, mode: str, like: Any) -> Any:
+    raw: Any = io.FileIO(number, mode, closefd=False)
+    raw.name = like.name
+    binary = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+    by_line = not like.write_through and (number == 2 or raw.isatty())  # PYTHONUNBUFFERED writes through
+    stream: Any = io.TextIOWrapper(
+        binary, like.encoding, like.errors, line_buffering=by_line, write_through=like.write_through
+    )
+    stream.mode = mode
+    return stream
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def run_python(
         except BaseException:
             program.kill()
             raise
-    return subprocess.CompletedProcess(command, program.returncode, out, err)
+    return subprocess.CompletedProcess(command, program.wait(), out, err)
 
 
 def start_python(

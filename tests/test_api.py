@@ -172,8 +172,8 @@ def test_the_engine_that_is_not_used_is_not_imported(migrated_url: str, engine: 
 
 NOT_FOR_A_START = (  # noqa: SIM905
     """
-    asyncio bz2 click ctypes difflib lzma platformdirs playhouse.migrations shlex shutil subprocess tempfile tomllib ulid zlib
-    kagedb.audit_key kagedb.cli kagedb.formats kagedb.migrating kagedb.operations
+    asyncio bz2 click ctypes difflib lzma platformdirs playhouse.migrations shlex shutil subprocess tempfile tomllib
+    ulid zlib kagedb.audit_key kagedb.cli kagedb.formats kagedb.migrating kagedb.operations
     kagedb.engines.archive kagedb.engines.plugins kagedb.engines.query kagedb.engines.sqlite_contents
     kagedb.engines.sqlite_archive kagedb.engines.sqlite_plugins kagedb.engines.sqlite_query
     kagedb.engines.postgres_archive kagedb.engines.postgres_plugins kagedb.engines.postgres_query

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import peewee
@@ -31,6 +33,77 @@ def test_a_program_is_given_arguments_and_variables(tmp_path: Path) -> None:
     script.write_text("import os, sys; print(sys.argv[1:], os.environ['EXTRA']); sys.exit(7)")
     done = run_python(script, "a b", env={"EXTRA": "x"})
     assert (done.returncode, done.stdout) == (7, "['a b'] x\n")
+
+
+def test_a_program_is_as_it_would_be_if_python_had_been_started_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sees of itself, in the directory and environment of the test at this moment."""
+    seen = tmp_path / "seen.py"
+    seen.write_text(
+        "import os, signal, sys, threading, __main__\n"
+        "print(sys.argv, sys.path, os.getcwd(), os.environ['TZ'], __name__, __main__.os is os, 'wanted' in vars())\n"
+        "for stream in (sys.stdin, sys.stdout, sys.stderr):\n"
+        "    print(stream.name, stream.mode, stream.encoding, stream.errors, stream.isatty())\n"
+        "    print(stream.line_buffering, stream.write_through)\n"
+        "print([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD)])\n"
+        "print(threading.active_count(), sorted(os.listdir('/proc/self/fd')), sys.stdin.read())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    for code in (seen, seen.read_text()):
+        forked, fresh = (run_python(code, "ä", "", fresh=fresh) for fresh in (False, True))
+        assert (forked.returncode, forked.stderr) == (0, "")
+        assert forked.stdout.splitlines() == fresh.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "raise SystemExit('in two words')",
+        "1 / 0",
+        "import os; os.kill(os.getpid(), 15)",
+        "raise KeyboardInterrupt",
+        "import atexit; atexit.register(print, 'last'); print('first', end=' ')",
+        "import threading, time; threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()",
+        "import sys; sys.stdout = None; print('nothing')",
+        "import os; os._exit(3)",
+        "(",
+    ],
+)
+def test_a_program_ends_as_it_would(end: str) -> None:
+    forked, fresh = (run_python(end, fresh=fresh) for fresh in (False, True))
+    assert (forked.returncode, forked.stdout) == (fresh.returncode, fresh.stdout)
+    assert forked.stderr.splitlines()[-1:] == fresh.stderr.splitlines()[-1:]
+
+
+def test_nothing_of_a_program_is_in_the_next_one() -> None:
+    run_python("import kagedb, os; kagedb.planted = True; os.environ['PLANTED'] = '1'; os.chdir('/')")
+    said = run_python(
+        "import kagedb, os; print(hasattr(kagedb, 'planted'), 'PLANTED' in os.environ, os.getcwd())"
+    ).stdout
+    assert said == f"False False {os.getcwd()}\n"
+
+
+def test_what_python_reads_when_it_starts_is_read(tmp_path: Path) -> None:
+    assert run_python("import sys; print(sys.flags.dev_mode)", env={"PYTHONDEVMODE": "1"}).stdout == "True\n"
+    (tmp_path / "planted.py").write_text("print('here')")
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    assert run_python("import planted", env={"PYTHONPATH": path}).stdout == "here\n"
+
+
+def test_programs_read_and_write_at_the_same_time_in_many_threads() -> None:
+    text = "x" * 300_000
+    echo = "import sys; sys.stderr.write(sys.argv[1] * 300_000); sys.stdout.write(sys.argv[1] * 300_000)"
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(lambda number: run_python(echo, str(number)), range(6)))
+    for number, one in enumerate(done):
+        assert one.stdout == one.stderr == text.replace("x", str(number))
+
+
+def test_a_program_that_takes_too_long_is_killed() -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_python("import time; time.sleep(60)", timeout=0.2)
 
 
 def test_a_line_is_waited_for_and_the_rest_is_kept() -> None:

@@ -81,35 +81,29 @@ WRITES_OF = {
 }
 
 
-@pytest.fixture
-def filled_url(migrated_url: str) -> str:
-    fill(migrated_url)
-    return migrated_url
-
-
-def test_nothing_that_is_not_reading_gets_through(engine: str, filled_url: str) -> None:
-    with kagedb.connect(url=filled_url, read_only=True) as storage:
+def test_nothing_that_is_not_reading_gets_through(engine: str, stored_url: str) -> None:
+    with kagedb.connect(url=stored_url, read_only=True) as storage:
         before = contents(storage)
         catalogue = storage.engine.catalogue()
     for text in (*WRITES, *WRITES_OF[engine]):
-        result = in_process("--url", filled_url, "query", "--", text)
+        result = in_process("--url", stored_url, "query", "--", text)
         assert result.exit_code in (1, 2), (text, result.output)
         assert result.stderr.startswith("kaged: "), text
         assert result.stdout == "", text
-    with kagedb.connect(url=filled_url, read_only=True) as storage:
+    with kagedb.connect(url=stored_url, read_only=True) as storage:
         assert contents(storage) == before
         assert storage.engine.catalogue() == catalogue
 
 
-def test_a_write_is_refused_with_the_reason(filled_url: str) -> None:
-    result = in_process("--url", filled_url, "query", "DELETE FROM run")
+def test_a_write_is_refused_with_the_reason(stored_url: str) -> None:
+    result = in_process("--url", stored_url, "query", "DELETE FROM run")
     assert result.exit_code == 1
     assert result.stderr.startswith("kaged: a query can only read: ")
 
 
-def test_a_recursive_query_is_reading(filled_url: str) -> None:
+def test_a_recursive_query_is_reading(stored_url: str) -> None:
     text = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 3) SELECT x FROM n"
-    assert answer_json(filled_url, "query", text) == [{"x": 1}, {"x": 2}, {"x": 3}]
+    assert answer_json(stored_url, "query", text) == [{"x": 1}, {"x": 2}, {"x": 3}]
 
 
 @pytest.mark.parametrize(
@@ -122,16 +116,16 @@ def test_a_recursive_query_is_reading(filled_url: str) -> None:
         ("SELECT 1 WHERE 1 = ?", "?"),
     ],
 )
-def test_a_wrong_query_is_told_in_two_lines(filled_url: str, text: str, told: str) -> None:
-    result = in_process("--url", filled_url, "query", text)
+def test_a_wrong_query_is_told_in_two_lines(stored_url: str, text: str, told: str) -> None:
+    result = in_process("--url", stored_url, "query", text)
     assert result.exit_code == 2
     assert told in result.stderr.splitlines()[0]
     assert len(result.stderr.splitlines()) == 2
 
 
-def test_values_are_given_by_name_and_by_place(filled_url: str) -> None:
+def test_values_are_given_by_name_and_by_place(stored_url: str) -> None:
     by_name = answer_json(
-        filled_url,
+        stored_url,
         "query",
         "SELECT agent FROM run WHERE agent = :agent AND exit_status = :status",
         "--param",
@@ -139,7 +133,7 @@ def test_values_are_given_by_name_and_by_place(filled_url: str) -> None:
         "--param",
         "status=0",
     )
-    by_place = answer_json(filled_url, "query", "SELECT agent FROM run WHERE agent = ? AND 1 < ?", "planner", "12")
+    by_place = answer_json(stored_url, "query", "SELECT agent FROM run WHERE agent = ? AND 1 < ?", "planner", "12")
     assert by_name == by_place == [{"agent": "planner"}]
 
 
@@ -147,16 +141,16 @@ def test_values_are_given_by_name_and_by_place(filled_url: str) -> None:
     "value",
     ["a'b", 'a"b', "a\\'b", "50 %s %", ":agent ?", "-- x", "Küche 日本", "", "007", "1e5", "-0", "'; SELECT 1; --"],
 )
-def test_a_value_stays_a_value(filled_url: str, value: str) -> None:
+def test_a_value_stays_a_value(stored_url: str, value: str) -> None:
     text = "SELECT ':no ?' AS quoted, x FROM (SELECT CAST(:v AS TEXT) AS x) AS one -- ? :not"
-    assert answer_json(filled_url, "query", text, "--param", f"v={value}") == [{"quoted": ":no ?", "x": value}]
-    by_place = answer(filled_url, "query", "--json", "--", "SELECT CAST(? AS TEXT) AS x", value)
+    assert answer_json(stored_url, "query", text, "--param", f"v={value}") == [{"quoted": ":no ?", "x": value}]
+    by_place = answer(stored_url, "query", "--json", "--", "SELECT CAST(? AS TEXT) AS x", value)
     assert json.loads(by_place) == [{"x": value}]
 
 
-def test_a_value_with_no_place_is_an_error(filled_url: str) -> None:
+def test_a_value_with_no_place_is_an_error(stored_url: str) -> None:
     for extra in (["--param", "more=1"], ["more"]):
-        result = in_process("--url", filled_url, "query", "SELECT 1", *extra)
+        result = in_process("--url", stored_url, "query", "SELECT 1", *extra)
         assert result.exit_code == 2
         assert "more" in result.stderr
 
@@ -179,41 +173,41 @@ def test_the_engines_answer_alike(places: Places) -> None:
     assert all(answers[0])
 
 
-def test_the_limit_cuts_off_and_says_so(filled_url: str) -> None:
+def test_the_limit_cuts_off_and_says_so(stored_url: str) -> None:
     text = "SELECT seq FROM audit_event ORDER BY seq"
-    result = in_process("--url", filled_url, "query", text, "--limit", "3", "--json")
+    result = in_process("--url", stored_url, "query", text, "--limit", "3", "--json")
     assert json.loads(result.stdout) == [{"seq": 1}, {"seq": 2}, {"seq": 3}]
     assert "--limit 0" in result.stderr
-    with kagedb.connect(url=filled_url, read_only=True):
+    with kagedb.connect(url=stored_url, read_only=True):
         seq, _ = AuditEvent.head()
-    result = in_process("--url", filled_url, "query", text, "--limit", str(seq), "--json")
+    result = in_process("--url", stored_url, "query", text, "--limit", str(seq), "--json")
     assert len(json.loads(result.stdout)) == seq
     assert result.stderr == ""
 
 
-def test_each_form_holds_the_same_rows(filled_url: str) -> None:
+def test_each_form_holds_the_same_rows(stored_url: str) -> None:
     text = "SELECT version, body, config FROM prompt_version ORDER BY version"
-    rows = answer_json(filled_url, "query", text)
+    rows = answer_json(stored_url, "query", text)
     assert [row["version"] for row in rows] == [1, 2]
-    lines = answer(filled_url, "query", text, "--json-lines").splitlines()
+    lines = answer(stored_url, "query", text, "--json-lines").splitlines()
     assert list(map(json.loads, lines)) == rows
-    read = list(csv.DictReader(io.StringIO(answer(filled_url, "query", text, "--csv"), newline="")))
+    read = list(csv.DictReader(io.StringIO(answer(stored_url, "query", text, "--csv"), newline="")))
     assert read == [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
-    table = answer(filled_url, "query", text).splitlines()
+    table = answer(stored_url, "query", text).splitlines()
     assert table[0].split() == ["version", "body", "config"]
     assert len(table) == 3
 
 
-def test_no_rows_still_have_a_heading(filled_url: str) -> None:
+def test_no_rows_still_have_a_heading(stored_url: str) -> None:
     text = "SELECT id, agent FROM run WHERE agent = 'nobody'"
-    assert answer(filled_url, "query", text).split() == ["id", "agent"]
-    assert answer(filled_url, "query", text, "--csv") == "id,agent\n"
-    assert answer_json(filled_url, "query", text) == []
+    assert answer(stored_url, "query", text).split() == ["id", "agent"]
+    assert answer(stored_url, "query", text, "--csv") == "id,agent\n"
+    assert answer_json(stored_url, "query", text) == []
 
 
-def test_the_schema_shows_every_table_and_column(filled_url: str) -> None:
-    found = {(row["table"], row["column"]) for row in answer_json(filled_url, "query", "--schema")}
-    with kagedb.connect(url=filled_url, read_only=True):
+def test_the_schema_shows_every_table_and_column(stored_url: str) -> None:
+    found = {(row["table"], row["column"]) for row in answer_json(stored_url, "query", "--schema")}
+    with kagedb.connect(url=stored_url, read_only=True):
         wanted = {
             (model._meta.table_name, field.column_name)
             for model in kagedb.models.Model.all()
@@ -241,8 +235,8 @@ SLOW = {
 }
 
 
-def test_ctrl_c_ends_the_query_at_once(engine: str, filled_url: str) -> None:
-    process = start_python(KAGED, "--url", filled_url, "query", SLOW[engine])
+def test_ctrl_c_ends_the_query_at_once(engine: str, stored_url: str) -> None:
+    process = start_python(KAGED, "--url", stored_url, "query", SLOW[engine])
     time.sleep(1.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -254,23 +248,23 @@ def test_ctrl_c_ends_the_query_at_once(engine: str, filled_url: str) -> None:
             "SELECT COUNT(*) FROM pg_stat_activity WHERE application_name = 'kaged query' AND state = 'active'"
             " AND datname = current_database() AND pid <> pg_backend_pid()"
         )
-        assert answer_json(filled_url, "query", running) == [{"count": 0}]
+        assert answer_json(stored_url, "query", running) == [{"count": 0}]
 
 
-def test_a_reader_that_stops_does_not_keep_the_read_open(engine: str, filled_url: str) -> None:
+def test_a_reader_that_stops_does_not_keep_the_read_open(engine: str, stored_url: str) -> None:
     """More than a pipe holds, and nobody reads: the store's read must be over all the same."""
     text = (
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 60000)"
         " SELECT x, 'a rather long text in each of the rows' AS text FROM n"
     )
-    process = start_python(KAGED, "--url", filled_url, "query", text, "--limit", "0", "--csv")
+    process = start_python(KAGED, "--url", stored_url, "query", text, "--limit", "0", "--csv")
     try:
         deadline = time.monotonic() + 20
         held = True
         while held and time.monotonic() < deadline:
             time.sleep(0.1)
             # Nobody has the store open any more, so that everybody can be kept out, and the answer is being shown.
-            excluding = subprocess.run([sys.executable, "-c", _EXCLUDE, filled_url], check=False, capture_output=True)
+            excluding = subprocess.run([sys.executable, "-c", _EXCLUDE, stored_url], check=False, capture_output=True)
             held = excluding.returncode != 0 or not _waiting_bytes(process)
         assert not held
         assert process.poll() is None
@@ -298,9 +292,9 @@ def _waiting_bytes(process: subprocess.Popen[str]) -> int:
     return waiting[0]
 
 
-def test_a_query_runs_beside_a_daemon_that_writes(filled_url: str) -> None:
+def test_a_query_runs_beside_a_daemon_that_writes(stored_url: str) -> None:
     text, stop = "SELECT COUNT(*) AS n, MAX(seq) AS top FROM audit_event", threading.Event()
-    with kagedb.connect(url=filled_url, exclusive=True):
+    with kagedb.connect(url=stored_url, exclusive=True):
 
         def write() -> None:
             while not stop.is_set():
@@ -310,7 +304,7 @@ def test_a_query_runs_beside_a_daemon_that_writes(filled_url: str) -> None:
         writer.start()
         try:
             done = subprocess.run(
-                [sys.executable, "-c", KAGED, "--url", filled_url, "query", "--json", text],
+                [sys.executable, "-c", KAGED, "--url", stored_url, "query", "--json", text],
                 capture_output=True,
                 check=True,
                 timeout=60,
@@ -322,7 +316,7 @@ def test_a_query_runs_beside_a_daemon_that_writes(filled_url: str) -> None:
     assert row["n"] == row["top"] > 20
 
 
-def test_a_large_answer_takes_little_memory(engine: str, filled_url: str) -> None:
+def test_a_large_answer_takes_little_memory(engine: str, stored_url: str) -> None:
     text = (
         "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 50000)"
         f" SELECT x, '{'a text in each of the rows with which they would take forty megabytes ' * 11}' AS text FROM n"
@@ -335,7 +329,7 @@ def test_a_large_answer_takes_little_memory(engine: str, filled_url: str) -> Non
         "print(hwm, file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, "--url", filled_url, "query", text, "--limit", "0", "--csv"],
+        [sys.executable, "-c", program, "--url", stored_url, "query", text, "--limit", "0", "--csv"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         check=True,

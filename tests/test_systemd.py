@@ -72,7 +72,8 @@ def test_systemd_finds_what_is_wrong_with_another(tmp_path: Path) -> None:
 
 @needs_systemd
 @pytest.mark.parametrize(
-    ("url", "most"), [("sqlite:////var/lib/kaged/kaged.db", EXPOSURE_SQLITE), ("postgresql://kaged@db/kaged", EXPOSURE)]
+    ("url", "most"),
+    [("sqlite:////var/lib/kaged/tests/kaged.db", EXPOSURE_SQLITE), ("postgresql://kaged@db/kaged", EXPOSURE)],
 )
 def test_the_system_units_are_confined(url: str, most: float, program: str, tmp_path: Path) -> None:
     paths = written("system", tmp_path / "root", f'[storage]\nurl = "{url}"\n')

@@ -271,12 +271,13 @@ def id_of(name: str, applied_at: int) -> str:
 def file_sum(path: Path) -> str:
     """SHA-256 in hex, read from the disk as far as that can be had. Not for a database that is open.
 
-    Rests after each piece for as long as that took: a disk that is read without a pause keeps the daemon's commits
-    waiting.
+    Rests after each piece for as long as that took, and lets the kernel read nothing beyond it: a disk that is asked for
+    megabytes ahead keeps the daemon's commits waiting until they are there.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for advice in (os.POSIX_FADV_DONTNEED, os.POSIX_FADV_RANDOM):
+            os.posix_fadvise(file.fileno(), 0, 0, advice)
         began = time.monotonic()
         while data := file.read(READ_BYTES):
             digest.update(data)
