@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import psycopg2
 import pytest
 
 from kagedb.engines.archive import BLOB, INTEGER, REAL, TEXT, Table
-from kagedb.engines.copy_text import BATCH_ROWS, batches, lines_of, text_of
+from kagedb.engines.copy_text import BATCH_ROWS, LONG, batches, hashes_of, lines_of, text_of
 from postgres_server import DatabaseServer
 
 VALUES: dict[str, list[Any]] = {
@@ -67,3 +68,11 @@ def test_rows_go_by_batches_that_are_bounded_in_rows_and_bytes() -> None:
 def test_a_number_in_a_column_of_texts_is_no_error() -> None:
     table = Table("t", ("a", "b"), (TEXT, REAL), ())
     assert b"".join(lines_of([("a", 1.5), (3, None)], table)) == b"a\t1.5\n3\t\\N\n"
+
+
+@pytest.mark.parametrize("value", [None, 7, 1.5, True, b"", b"\x00\xff", "", "\\\t😀\n", "a\0b\t"])
+@pytest.mark.parametrize("length", [LONG - 1, LONG + 1, 2 * LONG, 2 * LONG + 1])
+def test_long_values_are_hashed_in_parts_as_whole(value: Any, length: int) -> None:
+    long = (value or "x") * length if isinstance(value, (str, bytes)) else b"\\\x00" * length
+    rows = [(value, long, value), ("short", 1, None), (long, value, long)]
+    assert hashes_of(rows) == [sha256(text_of([row])[:-1]).digest() for row in rows]

@@ -22,6 +22,7 @@ SERVICE_USER = "kaged"
 
 _IMPORTED_LATER = (
     "csv",
+    "ctypes",
     "difflib",
     "encodings.unicode_escape",
     "json",

@@ -87,13 +87,13 @@ class State(ABC):
     def stream(self, sql: str, params: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a long query, in constant memory."""
 
-
-class RowHashes(State):
-    """A state whose rows have gone by: `raw` and `stream` know no more of them than `Looks` had remembered."""
-
     @abstractmethod
     def hashes(self, table: Table) -> Iterator[list[bytes]]:
         """The hashes of the rows (copy_text.py) in the order of their keys, some at a time; without a key in any."""
+
+
+class RowHashes(State):
+    """A state whose rows have gone by: `raw` and `stream` know no more of them than `Looks` had remembered."""
 
 
 class Contents(State):
@@ -108,6 +108,11 @@ class Contents(State):
 
         Those of a table without a key come in any order.
         """
+
+    def hashes(self, table: Table) -> Iterator[list[bytes]]:
+        from .copy_text import batches, hashes_of
+
+        return map(hashes_of, batches(self.rows(table), table))
 
     def lines(self, table: Table) -> Iterator[bytes]:
         """The same rows as text, in pieces of whole lines; copy_text.py says which text."""

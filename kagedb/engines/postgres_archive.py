@@ -220,7 +220,7 @@ def _save(dump: IO[bytes], target: Path, pace: Pace, size: int) -> None:
     """
     fcntl.fcntl(dump, fcntl.F_SETPIPE_SZ, READ_BYTES)
     began, done, rests = time.monotonic(), 0, Rests()
-    with open(target, "wb", buffering=0) as file, Sending(target) as sending:
+    with open(target, "r+b", buffering=0) as file, Sending(target) as sending:
         while data := os.read(dump.fileno(), READ_BYTES):
             file.write(data)
             done += len(data)

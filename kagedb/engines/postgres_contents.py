@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .archive import BLOB, BOOLEAN, INTEGER, REAL, TEXT, Contents, Table
+from .copy_text import piece_hashes
 from .plugins import prefix
 from .postgres_copy import copied_out
 from .resting import Rests
@@ -158,6 +159,9 @@ class PostgresContents(Contents):
             # Of a float the server writes other digits than Python.
             return super().lines(table)
         return self._resting(copied_out(self.connection, self._select(table, boolean="::int")))
+
+    def hashes(self, table: Table) -> Iterator[list[bytes]]:
+        return map(piece_hashes, self.lines(table))
 
     def _resting(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -249,7 +249,7 @@ def _write_statements(contents: SqliteContents, target: Path) -> None:
 
     Python's own is not in every driver.
     """
-    with open(target, "w", encoding="utf-8", newline="") as file, Sending(target) as sending:
+    with open(target, "r+", encoding="utf-8", newline="") as file, Sending(target) as sending:
         file.write("PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\n")
         size = 0
         objects = contents.raw(

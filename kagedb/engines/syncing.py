@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-PIECE_BYTES = 96 * 1024
+PIECE_BYTES = 128 * 1024
 """Sent at a time: a commit waits behind one of them, and with 256 KiB it waited twice as long."""
 
 SYNC_BYTES = 1024 * 1024
@@ -34,7 +34,8 @@ _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ESPIPE)
 class Sending:
     """The file at `path`, while somebody writes it from its beginning to its end.
 
-    Not for a database that this process has open: closing the descriptor drops SQLite's locks.
+    Who writes it must not have truncated it: ext4 then sends all of it when it is closed (auto_da_alloc). Not for a
+    database that this process has open: closing the descriptor drops SQLite's locks.
     """
 
     def __init__(self, path: Path) -> None:

@@ -271,8 +271,8 @@ def id_of(name: str, applied_at: int) -> str:
 def file_sum(path: Path) -> str:
     """SHA-256 in hex, read from the disk as far as that can be had. Not for a database that is open.
 
-    Rests after each piece for as long as that took, and lets the kernel read nothing beyond it: a disk that is asked for
-    megabytes ahead keeps the daemon's commits waiting until they are there.
+    Rests after each piece for as long as that took, and lets the kernel read nothing beyond it: a disk that is asked
+    for megabytes ahead keeps the daemon's commits waiting until they are there.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -7,14 +7,13 @@ rows by key. JSON is the text that is stored.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
 from ..engines.archive import Contents, State, Table
-from ..engines.copy_text import batches, piece_hashes, text_of
+from ..engines.copy_text import batches, hashes_of, piece_hashes, text_of
 from ..errors import StorageCorrupt
 from ..models.blob import unpacked
 from ..models.project import digest_text
@@ -65,8 +64,7 @@ def digests(contents: Contents, progress: Progress | None = None, *, chain: bool
     tables = contents.tables()
     for number, table in enumerate(tables):
         digesting = Digesting(table, contents, examined.wrong, chain=chain)
-        # Not a loop, whose variable would keep one piece while the next is made.
-        deque(digesting.lines(), maxlen=0)
+        digesting.run()
         examined.facts[table.name] = digesting.facts()
         if progress is not None:
             progress(number + 1, len(tables))
@@ -168,6 +166,16 @@ class Digesting:
             self._wrong.append(said)
         return self._digest.facts()
 
+    def run(self) -> None:
+        """Where the rows go nowhere else."""
+        if self._proof is None and self._chain is None:
+            for hashes in self._contents.hashes(self._table):
+                self._add(hashes)
+            return
+        for batch in batches(self._contents.rows(self._table), self._table):
+            self._add(hashes_of(batch))
+            self._ask(batch)
+
     def lines(self) -> Iterator[bytes]:
         """The table's lines."""
         if self._proof is not None or self._chain is not None:
@@ -181,22 +189,24 @@ class Digesting:
             yield from batch
 
     def _pass_lines(self, piece: bytes) -> bytes:
-        self._add(piece)
+        self._add(piece_hashes(piece))
         return piece
 
     def _passes(self, batch: list[tuple[Any, ...]]) -> bytes:
         piece = text_of(batch)
-        self._add(piece)
+        self._add(piece_hashes(piece))
+        self._ask(batch)
+        return piece
+
+    def _ask(self, batch: list[tuple[Any, ...]]) -> None:
         if self._proof is not None:
             for row in batch:
                 if len(self._wrong) < WRONG_SHOWN and (said := self._proof(row)):
                     self._wrong.append(said)
         if self._chain is not None:
             self._chain.follow(batch)
-        return piece
 
-    def _add(self, piece: bytes) -> None:
-        hashes = piece_hashes(piece)
+    def _add(self, hashes: list[bytes]) -> None:
         self._digest.add(hashes)
         if self._count is not None:
             self._count(len(hashes))

@@ -36,7 +36,7 @@ def compress(path: Path, compression: str) -> Path:
     """Put a compressed file in the place of `path`; gives its name, which has a suffix more."""
     target = path.with_name(path.name + SUFFIXES[compression])
     make_private_file(target)
-    with open(target, "wb") as file, Sending(target) as sending:
+    with open(target, "r+b") as file, Sending(target) as sending:
         _run([compression, _LEVELS[compression], "-c", str(path)], file, sending)
     path.unlink()
     return target
