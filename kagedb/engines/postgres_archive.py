@@ -8,7 +8,6 @@ old schema aside, so that there is no moment in which the store is half of each.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +38,8 @@ COMPRESSION_LEVEL = 1
 LOCK_WAIT_MS = 60_000
 """How long pg_dump waits for a table that somebody else changes the shape of."""
 
-READ_BYTES = 16 * 1024
-"""Taken from pg_dump at a time: what it makes of so much takes it less than a millisecond."""
+REST_BYTES = 16 * 1024
+"""Taken from pg_dump between two rests: what it makes of so much takes it less than a millisecond."""
 
 TIME_ZONE = "UTC"
 
@@ -90,7 +89,9 @@ class PostgresArchiver(Archiver):
                     else ["--format=plain", "--no-owner"]
                 ),
             ]
-            with tools.running(command, environment, self.settings.url.scrub, stdout=-1) as child:
+            with tools.running(
+                command, environment, self.settings.url.scrub, stdout=-1, pipesize=tools.NARROW_BYTES
+            ) as child:
                 _save(child.stdout, target, pace, self.engine.size_bytes())
             contents.rests = Rests()
             yield contents
@@ -218,12 +219,14 @@ def _save(dump: IO[bytes], target: Path, pace: Pace, size: int) -> None:
 
     `size` is the store's, of which a dump is smaller.
     """
-    fcntl.fcntl(dump, fcntl.F_SETPIPE_SZ, READ_BYTES)
-    began, done, rests = time.monotonic(), 0, Rests()
+    began, done, rested, rests = time.monotonic(), 0, 0, Rests()
     with open(target, "r+b", buffering=0) as file, Sending(target) as sending:
-        while data := os.read(dump.fileno(), READ_BYTES):
+        while data := os.read(dump.fileno(), REST_BYTES):
             file.write(data)
             done += len(data)
+            if done - rested < REST_BYTES:
+                continue
+            rested = done
             sending.written(done)
             if pace.progress is not None:
                 pace.progress(min(done, size), size)

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ..errors import StorageCorrupt, StorageError
 from . import postgres_tools as tools
 from .archive import BOOLEAN, COPY, INTEGER, REAL, TEXT, Looking, Looks, Reader, RowHashes, Table
-from .copy_text import BATCH_BYTES, BATCH_ROWS, row_hashes
+from .copy_text import row_hashes
 from .places import make_private_file
 from .postgres_contents import table_names
 from .resting import Rests
@@ -25,6 +25,9 @@ from .sqlite_contents import CACHE_KIB, quoted, translated
 
 if TYPE_CHECKING:
     from ..settings import Settings
+
+BATCH_BYTES = 1 << 15
+"""Of lines taken at a time: fifty audit events."""
 
 ROWS_AT_ONCE = 250
 """Read from the scratch file at a time: some 50 KB of audit events."""
@@ -36,8 +39,10 @@ HINT = "use another set: kaged backups"
 
 
 @contextmanager
-def dump_text(settings: Settings, data: Path, form: str) -> Iterator[IO[bytes]]:
+def dump_text(settings: Settings, data: Path, form: str, *, hurry: bool = True) -> Iterator[IO[bytes]]:
     """The SQL of a data file; when the block has been left well, all of it was read and whole.
+
+    Without `hurry` pg_restore waits whenever nobody reads.
 
     Raises StorageCorrupt where it cannot be read to its end, SettingsError where pg_restore is missing or too old.
     """
@@ -47,7 +52,8 @@ def dump_text(settings: Settings, data: Path, form: str) -> Iterator[IO[bytes]]:
         return
     command = [tools.find(settings, "pg_restore"), "--no-owner", "--file=-", str(data)]
     try:
-        with tools.running(command, tools.plain_environment(), str, stdout=-1) as child:
+        size = -1 if hurry else tools.NARROW_BYTES
+        with tools.running(command, tools.plain_environment(), str, stdout=-1, pipesize=size) as child:
             yield child.stdout
     except StorageError as error:
         if type(error) is not StorageError:
@@ -71,7 +77,7 @@ class PostgresReader(Reader):
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             hashes = _DumpHashes(connection, path)
             try:
-                with dump_text(self._settings, data, form) as text:
+                with dump_text(self._settings, data, form, hurry=False) as text:
                     _read(text, {table.name: table for table in tables}, self._looks, hashes)
             except sqlite3.Error as error:
                 raise translated(error, path) from error
@@ -169,13 +175,13 @@ def _read(text: IO[bytes], tables: dict[str, Table], looks: Looks, hashes: _Dump
 
 
 def _line_batches(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """Lines, some at a time: as many as copy_text.py has rows, of as many bytes."""
+    """Lines, some at a time: what takes about a millisecond, since nobody rests inside."""
     batch: list[bytes] = []
     size = 0
     for line in lines:
         batch.append(line)
         size += len(line)
-        if size >= BATCH_BYTES or len(batch) >= BATCH_ROWS:
+        if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

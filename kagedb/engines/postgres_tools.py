@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 VERSION_SECONDS = 60
 """For `--version`; a card that is being written to takes seconds to load a program."""
 
+NARROW_BYTES = 4096
+"""Of a pipe, at least. With one so narrow a child is ahead of its reader by next to nothing, and rests when that does;
+the 64 KiB that pipes have are a millisecond's work."""
+
 SAID_LINES = 3
 """Of what a program says when it fails; the query that it ran comes last and is left out."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-PIECE_BYTES = 128 * 1024
+PIECE_BYTES = 96 * 1024
 """Sent at a time: a commit waits behind one of them, and with 256 KiB it waited twice as long."""
 
 SYNC_BYTES = 1024 * 1024
