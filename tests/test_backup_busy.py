@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import os
 import shutil
 import sqlite3
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,9 @@ import pytest
 import kagedb
 from backup_sets import back_up, directory, files, sets, verdict
 from commands import answer_json, in_process, run_kaged
-from kagedb.engines import syncing
+from kagedb.engines import resting, syncing
 from kagedb.engines.archive import Pace
+from kagedb.engines.postgres_archive import REST_BYTES
 from kagedb.engines.sqlite_archive import STEP_PAGES, _Guard
 from kagedb.engines.syncing import PIECE_BYTES, SYNC_BYTES, Sending
 from kagedb.operations import backup_set
@@ -217,6 +220,35 @@ def test_a_disk_that_keeps_other_bytes_than_were_written_makes_the_set_suspect(
     assert result.exit_code == 3
     assert "the disk gives back another" in result.output
     assert [one.state for one in sets()] == [backup_set.SUSPECT_STATE]
+
+
+def test_work_rests_for_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, rested = [100.0], [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        rested.append(seconds)
+
+    monkeypatch.setattr(resting, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    rests = resting.Rests()
+    for worked, rest in (0.0004, 0), (0.0004, 0.0008), (0.003, 0.003), (7, resting.LONGEST_REST_SECONDS), (0.0001, 0):
+        now[0] += worked
+        before = len(rested)
+        rests.rest()
+        assert sum(rested[before:]) == pytest.approx(rest)
+
+
+@pytest.mark.postgres_only
+def test_the_dump_the_digests_and_the_reading_back_rest_all_along(
+    stored_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together they would keep every processor of a small host from the daemon and its server."""
+    _add_noise(stored_url)
+    resting_in: Counter[str] = Counter()
+    monkeypatch.setattr(resting.Rests, "rest", lambda _: resting_in.update([inspect.stack()[1].function]))
+    one = back_up(stored_url)
+    assert resting_in["_save"] >= one.manifest.bytes // REST_BYTES // 2
+    assert resting_in["_resting"] >= 6 and resting_in["add"] >= 6 and resting_in["_batches"] > 1
 
 
 @pytest.mark.sqlite_only
