@@ -71,7 +71,7 @@ class SqliteReader(Reader):
             contents.close()
 
 
-class SqliteArchiver(SqliteReader, Archiver):
+class SqliteArchiver(Archiver):
     def __init__(self, engine: SqliteEngine) -> None:
         self.engine: SqliteEngine = engine
 
